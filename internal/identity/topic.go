@@ -117,6 +117,9 @@ func Covers(outer, inner string) bool {
 	if inner != "" && inner[0] == '$' && (outer[0] == '+' || outer[0] == '#') {
 		return false
 	}
+	if inner == "#" {
+		inner = "+/#" // the same topics: every topic has a first level
+	}
 	o, i, moreO, moreI := outer, inner, true, true
 	for moreO {
 		var lo, li string
