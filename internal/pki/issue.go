@@ -64,9 +64,12 @@ func NewIssuer(cert *x509.Certificate, signer crypto.Signer, p Profile) (*Issuer
 	return &Issuer{Cert: cert, Signer: signer}, nil
 }
 
-// IssueBrokerRoot makes the self-signed root that devices pin under label ("A", "B", ...).
+// IssueBrokerRoot makes the self-signed root that devices pin; label is "A", "B", ... "Z".
 func IssueBrokerRoot(key crypto.Signer, n Name, label string, now time.Time) (*Issuer, error) {
-	return selfSign(key, n, "Hawser broker root "+label, BrokerRoot, now)
+	if len(label) != 1 || label[0] < 'A' || label[0] > 'Z' {
+		return nil, errors.New("the label of a broker root is one upper-case letter")
+	}
+	return selfSign(key, n, brokerRootMark+label, BrokerRoot, now)
 }
 
 // IssueDeviceCA makes the self-signed CA of one generation (1 and up) of device certificates.

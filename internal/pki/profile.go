@@ -52,6 +52,8 @@ const (
 	caUsage      = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
 	brokerCN     = "broker"
 	deviceCAMark = " device CA " // before the generation number in a device CA's CN
+
+	brokerRootMark = "Hawser broker root " // before the label in a broker root's CN
 )
 
 // noExpiry is RFC 5280 4.1.2.5: "no well-defined expiration date".
@@ -133,6 +135,12 @@ func parseGeneration(cn string) (int, error) {
 
 // Generation reads the generation number, 1 and up, out of a device CA's subject.
 func Generation(c *x509.Certificate) (int, error) { return parseGeneration(c.Subject.CommonName) }
+
+// RootLabel reads "A", "B", ... out of a broker root's subject.
+func RootLabel(c *x509.Certificate) string {
+	label, _ := strings.CutPrefix(c.Subject.CommonName, brokerRootMark)
+	return label
+}
 
 // Lint compares a parsed certificate with its profile: every field that the
 // profile names must be as it says and no extension may stand beside those.
