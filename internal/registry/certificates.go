@@ -115,16 +115,21 @@ func (tx *Tx) fingerprints(query string, args []any) ([][32]byte, error) {
 // ActiveCertificates calls fn for each certificate that opens the door: active,
 // of an active device or service. It reads one snapshot, in no order.
 func (r *Registry) ActiveCertificates(ctx context.Context, fn func(ActiveCertificate) error) error {
-	rows, err := r.read.QueryContext(ctx, `SELECT c.fingerprint, c.kind, c.name, c.generation, c.not_before, c.not_after
-		FROM certificates c WHERE c.state = 'active'`)
+	tx, err := r.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	barred, err := barredPrincipals(ctx, tx)
+	if err != nil {
+		return err
+	}
+	rows, err := tx.QueryContext(ctx, `SELECT fingerprint, kind, name, generation, not_before, not_after
+		FROM certificates WHERE state = 'active'`)
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
-	barred, err := r.barred(ctx)
-	if err != nil {
-		return err
-	}
 	for rows.Next() {
 		a, err := scanActive(rows)
 		if err != nil {
@@ -167,10 +172,10 @@ func kindOf(s string) identity.Kind {
 	return identity.Nobody
 }
 
-// barred gives the principals that may not connect.
-func (r *Registry) barred(ctx context.Context) (map[identity.Principal]bool, error) {
+// barredPrincipals gives the principals that may not connect.
+func barredPrincipals(ctx context.Context, tx *sql.Tx) (map[identity.Principal]bool, error) {
 	set := map[identity.Principal]bool{}
-	rows, err := r.read.QueryContext(ctx, `SELECT id, '' FROM devices WHERE state IN ('revoked', 'quarantined', 'retired')
+	rows, err := tx.QueryContext(ctx, `SELECT id, '' FROM devices WHERE state IN ('revoked', 'quarantined', 'retired')
 		UNION ALL SELECT 0, name FROM services WHERE state <> 'active'`)
 	if err != nil {
 		return nil, err

@@ -28,6 +28,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"hawser/internal/durable"
+
 	_ "modernc.org/sqlite" // the driver called "sqlite"
 )
 
@@ -77,21 +79,13 @@ func Create(ctx context.Context, path string, m Meta) error {
 	}
 	f.Close()
 	if err = fill(ctx, path, m); err == nil {
-		err = syncDir(filepath.Dir(path))
+		err = durable.SyncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		removeAll(path)
 		return fmt.Errorf("create registry %s: %w", path, err)
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 func removeAll(path string) {
