@@ -127,8 +127,13 @@ func checkHeader(path string) error {
 }
 
 // checkSize refuses a file that is shorter than its header says: quick_check
-// would see that only where a page in use is gone.
+// would see that only where a page in use is gone. With a write-ahead log beside
+// it the file may rightly be short: a checkpoint was cut off, and the log still
+// holds the missing pages.
 func checkSize(f *os.File, h []byte, path string) error {
+	if wal, err := os.Stat(path + "-wal"); err == nil && wal.Size() > 0 {
+		return nil
+	}
 	info, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("open registry: %w", err)
