@@ -184,6 +184,24 @@ func (r *Registry) PendingCommands(ctx context.Context, id identity.ID, after ui
 		int64(id), int64(after), limitOr(limit))
 }
 
+// PendingDevices calls fn for each device with a queued or delivered command, in
+// the order of the ids.
+func (r *Registry) PendingDevices(ctx context.Context, fn func(identity.ID)) error {
+	rows, err := r.read.QueryContext(ctx, `SELECT DISTINCT device FROM commands WHERE state IN ('queued','delivered') ORDER BY device`)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id int64
+		if err := rows.Scan(&id); err != nil {
+			return err
+		}
+		fn(identity.ID(id))
+	}
+	return rows.Err()
+}
+
 // CommandFilter selects commands.
 type CommandFilter struct {
 	Device identity.ID  // 0 = all

@@ -17,7 +17,7 @@ func goodFile(t *testing.T) []byte {
 	t.Helper()
 	r := newRegistry(t, Options{})
 	must(t, r, func(tx *Tx) error {
-		for i := 1; i <= 300; i++ {
+		for i := 1; i <= 150; i++ {
 			if err := enrol(identity.ID(i))(tx); err != nil {
 				return err
 			}
