@@ -168,40 +168,29 @@ func (j *Journal) Vouches(kind, subject, key string) bool {
 	return kind == KindDevice && key != "" && j.keyOf[subject] == key
 }
 
-// Append records the issuing of certificates; Number, Prev and What are filled in.
-// When it returns nil the lines are on disk, under one fsync. After an error the
-// journal refuses all further appends until it is opened again.
-func (j *Journal) Append(entries ...Entry) error {
+// Append records the issuing of a certificate; Number, Prev and What are filled
+// in. When it returns nil the line is on disk. After a failed write the journal
+// refuses all further appends until it is opened again.
+func (j *Journal) Append(e Entry) error {
 	if j.stopped != nil {
 		return fmt.Errorf("the journal had a write error before: %w", j.stopped)
 	}
-	n, head := j.n, j.head
-	var text []byte
-	for i := range entries {
-		e := &entries[i]
-		e.Number, e.Prev, e.What = n+1, hex.EncodeToString(head[:]), whatIssue
-		if err := j.CheckBound(e.Kind, e.Subject, e.Key); err != nil {
-			return err
-		}
-		line, err := encodeEntry(*e)
-		if err != nil {
-			return err
-		}
-		n, head = e.Number, sha256.Sum256(line[:len(line)-1])
-		text = append(text, line...)
+	e.Number, e.Prev, e.What = j.n+1, hex.EncodeToString(j.head[:]), whatIssue
+	if err := j.CheckBound(e.Kind, e.Subject, e.Key); err != nil {
+		return err
 	}
-	if _, err := j.f.Write(text); err != nil {
+	line, err := encodeEntry(e)
+	if err != nil {
+		return err
+	}
+	if _, err = j.f.Write(line); err == nil {
+		err = j.f.Sync()
+	}
+	if err != nil {
 		j.stopped = err
 		return fmt.Errorf("write journal: %w", err)
 	}
-	if err := j.f.Sync(); err != nil {
-		j.stopped = err
-		return fmt.Errorf("write journal: %w", err)
-	}
-	for line := range bytes.Lines(text) {
-		j.take(entries[0], bytes.TrimSuffix(line, []byte("\n")))
-		entries = entries[1:]
-	}
+	j.take(e, line[:len(line)-1])
 	return nil
 }
 
