@@ -30,7 +30,7 @@ import (
 // Limits of the format.
 const (
 	MaxFrame        = 512 << 10 // bytes of a whole frame
-	MaxFrameRecords = 1 << 16   // an index is 16 bits of a Pos
+	MaxFrameRecords = 1<<16 - 1 // records of one frame
 )
 
 // Pos is the place of a record: frame number << 16 | index in the frame. The

@@ -41,3 +41,19 @@ func (q *QueuePlan) reset() {
 }
 
 func (q *QueuePlan) entries() []planned { return q.order[:q.n] }
+
+// drop removes the queues for which is reports true.
+func (q *QueuePlan) drop(is func(name string) bool) {
+	kept := 0
+	for i := range q.order[:q.n] {
+		if !is(q.order[i].name) {
+			q.order[kept], q.order[i] = q.order[i], q.order[kept]
+			kept++
+		}
+	}
+	q.n = kept
+	clear(q.index)
+	for i := range q.order[:kept] {
+		q.index[q.order[i].name] = i
+	}
+}
