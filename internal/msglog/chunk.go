@@ -220,7 +220,7 @@ func (c *chunker) writeSome(ctx context.Context) (int, error) {
 			return 0, err
 		}
 		h := header{magic: magicChunk, count: k.count, number: uint64(floor), link: link, base: k.base}
-		data, _ := seal(k.buf[:len(k.buf):len(k.buf)], h)
+		data, _ := seal(append(make([]byte, 0, len(k.buf)+trailerSize), k.buf...), h) // History reads k.buf
 		msgs[i] = outMsg{k.subject, data}
 	}
 	last, err := c.l.store.put(ctx, nil, msgs...)
