@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"strconv"
 	"time"
 
 	"hawser/internal/identity"
@@ -66,20 +67,17 @@ func NewIssuer(cert *x509.Certificate, signer crypto.Signer, p Profile) (*Issuer
 
 // IssueBrokerRoot makes the self-signed root that devices pin; label is "A", "B", ... "Z".
 func IssueBrokerRoot(key crypto.Signer, n Name, label string, now time.Time) (*Issuer, error) {
-	if len(label) != 1 || label[0] < 'A' || label[0] > 'Z' {
-		return nil, errors.New("the label of a broker root is one upper-case letter")
-	}
 	return selfSign(key, n, brokerRootMark+label, BrokerRoot, now)
 }
 
 // IssueDeviceCA makes the self-signed CA of one generation (1 and up) of device certificates.
 func IssueDeviceCA(key crypto.Signer, n Name, generation int, now time.Time) (*Issuer, error) {
-	return selfSign(key, n, fmt.Sprintf("Hawser%s%d", deviceCAMark, generation), DeviceCA, now)
+	return selfSign(key, n, deviceCAMark+strconv.Itoa(generation), DeviceCA, now)
 }
 
 // IssueServiceCA makes the self-signed CA of the certificates of services.
 func IssueServiceCA(key crypto.Signer, n Name, now time.Time) (*Issuer, error) {
-	return selfSign(key, n, "Hawser service CA", ServiceCA, now)
+	return selfSign(key, n, serviceCAName, ServiceCA, now)
 }
 
 // IssueBrokerLeaf certifies pub as the broker's key for one domain, 1 year.

@@ -47,13 +47,16 @@ func (p Profile) String() string {
 }
 
 const (
-	caYears      = 30
-	leafYears    = 1
-	caUsage      = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
-	brokerCN     = "broker"
-	deviceCAMark = " device CA " // before the generation number in a device CA's CN
+	caYears   = 30
+	leafYears = 1
+	caUsage   = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
+	brokerCN  = "broker"
 
-	brokerRootMark = "Hawser broker root " // before the label in a broker root's CN
+	// The kinds of CA are told apart by their names, so that a bundle that was mixed up
+	// is found: what stands before the label, before the generation number, and alone.
+	brokerRootMark = "Hawser broker root "
+	deviceCAMark   = "Hawser device CA "
+	serviceCAName  = "Hawser service CA"
 )
 
 // noExpiry is RFC 5280 4.1.2.5: "no well-defined expiration date".
@@ -70,12 +73,14 @@ type rules struct {
 
 func (p Profile) rules() (rules, error) {
 	switch p {
-	case BrokerRoot, ServiceCA:
-		return rules{ca: true, checkCN: checkCAName}, nil
+	case BrokerRoot:
+		return rules{ca: true, checkCN: checkRootName}, nil
+	case ServiceCA:
+		return rules{ca: true, checkCN: exactly(serviceCAName)}, nil
 	case DeviceCA:
 		return rules{ca: true, checkCN: checkDeviceCAName}, nil
 	case BrokerLeaf:
-		return rules{eku: x509.ExtKeyUsageServerAuth, dns: true, checkCN: checkBrokerName}, nil
+		return rules{eku: x509.ExtKeyUsageServerAuth, dns: true, checkCN: exactly(brokerCN)}, nil
 	case DeviceLeaf:
 		return rules{eku: x509.ExtKeyUsageClientAuth, forever: true, checkCN: checkDeviceName}, nil
 	case ServiceLeaf:
@@ -94,25 +99,26 @@ func (r rules) notAfter(notBefore time.Time) time.Time {
 	return notBefore.AddDate(leafYears, 0, 0)
 }
 
-func checkCAName(cn string) error {
-	if cn == "" || len(cn) > 64 { // ub-common-name, RFC 5280 appendix A.1
-		return errors.New("the common name of a CA has 1 to 64 bytes")
+func exactly(want string) func(string) error {
+	return func(cn string) error {
+		if cn != want {
+			return fmt.Errorf("common name %q is not %q", cn, want)
+		}
+		return nil
+	}
+}
+
+func checkRootName(cn string) error {
+	label, ok := strings.CutPrefix(cn, brokerRootMark)
+	if !ok || len(label) != 1 || label[0] < 'A' || label[0] > 'Z' {
+		return fmt.Errorf("common name %q is not %q and a letter", cn, brokerRootMark)
 	}
 	return nil
 }
 
 func checkDeviceCAName(cn string) error {
-	if _, err := parseGeneration(cn); err != nil {
-		return err
-	}
-	return checkCAName(cn)
-}
-
-func checkBrokerName(cn string) error {
-	if cn != brokerCN {
-		return fmt.Errorf("common name %q is not %q", cn, brokerCN)
-	}
-	return nil
+	_, err := parseGeneration(cn)
+	return err
 }
 
 func checkDeviceName(cn string) error {
@@ -121,14 +127,10 @@ func checkDeviceName(cn string) error {
 }
 
 func parseGeneration(cn string) (int, error) {
-	i := strings.LastIndex(cn, deviceCAMark)
-	if i < 0 {
-		return 0, fmt.Errorf("common name %q does not end in %q and a generation", cn, deviceCAMark)
-	}
-	digits := cn[i+len(deviceCAMark):]
+	digits, ok := strings.CutPrefix(cn, deviceCAMark)
 	n, err := strconv.Atoi(digits)
-	if err != nil || n < 1 || strconv.Itoa(n) != digits {
-		return 0, fmt.Errorf("common name %q does not end in a generation number", cn)
+	if !ok || err != nil || n < 1 || strconv.Itoa(n) != digits {
+		return 0, fmt.Errorf("common name %q is not %q and a generation", cn, deviceCAMark)
 	}
 	return n, nil
 }
