@@ -138,11 +138,10 @@ func in(types ...Type) (s packetSet) {
 	return s
 }
 
-// serverOnly marks a DISCONNECT code that a client may not send.
+// serverDisconnect is a DISCONNECT from a server, which has more codes than one from a client.
 const serverDisconnect packetSet = 1 << 16
 
-// codeUse says in which packets a reason code may stand (MQTT 5.0 2.4, table 2-6).
-// serverDisconnect stands for a DISCONNECT that only a server may send.
+// codeUse says in which packets a reason code may stand (MQTT 5.0 2.4 and 3.14.2.1).
 func codeUse(c ReasonCode) packetSet {
 	switch c {
 	case Success:
