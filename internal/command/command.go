@@ -64,12 +64,12 @@ type Service struct {
 	wake   chan struct{} // one slot: Run has something to look at
 
 	mu      sync.Mutex
-	devices map[identity.ID]*device                // mu; those that were ready since the start
-	pending map[identity.ID]struct{}               // mu; those that may have pending commands
-	work    []identity.ID                          // mu; devices to look at, each once
+	devices map[identity.ID]*device                   // mu; those that were ready since the start
+	pending map[identity.ID]struct{}                  // mu; those that may have pending commands
+	work    []identity.ID                             // mu; devices to look at, each once
 	waiters map[registry.CommandRef][]chan<- struct{} // mu; each with room for one
-	next    time.Time                              // mu; when the next command expires, zero = none known
-	look    bool                                   // mu; the registry has to be asked for next
+	next    time.Time                                 // mu; when the next command expires, zero = none known
+	look    bool                                      // mu; the registry has to be asked for next
 }
 
 // device is one device that has been ready. Its fields belong to Service.mu.
