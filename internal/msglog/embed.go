@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -45,9 +46,24 @@ func stopEmbedded(ns *server.Server) {
 	}
 }
 
-func dialEmbedded(ns *server.Server, opts ...nats.Option) (*nats.Conn, error) {
-	opts = append(opts, nats.InProcessServer(ns), nats.NoReconnect())
+func dialEmbedded(p pipe, opts ...nats.Option) (*nats.Conn, error) {
+	opts = append(opts, nats.Name("hawser"), nats.InProcessServer(p), nats.NoReconnect())
 	return nats.Connect("", opts...)
+}
+
+// pipe gives connections inside this process; wrap, if any, is put around them.
+type pipe struct {
+	ns   *server.Server
+	wrap func(net.Conn) net.Conn
+}
+
+// InProcessConn implements nats.InProcessConnProvider.
+func (p pipe) InProcessConn() (net.Conn, error) {
+	c, err := p.ns.InProcessConn()
+	if err == nil && p.wrap != nil {
+		c = p.wrap(c)
+	}
+	return c, err
 }
 
 // streamDir is where the embedded server keeps a stream.
@@ -72,7 +88,8 @@ func checkDirs(dir string, streams []string) error {
 // natsLogger hands what the server says to slog and keeps what it says about
 // damaged storage.
 type natsLogger struct {
-	log *slog.Logger
+	log          *slog.Logger
+	onWriteError func() // nil: nobody wants to know
 
 	mu       sync.Mutex
 	damage   []string // guarded by mu
@@ -159,6 +176,14 @@ func (n *natsLogger) Errorf(f string, v ...any) {
 	n.last = line
 	n.mu.Unlock()
 	n.log.Error("log store: " + line)
+	if n.onWriteError != nil && writeFailed(line) {
+		n.onWriteError()
+	}
+}
+
+func writeFailed(line string) bool {
+	return strings.Contains(line, "rite error") || strings.Contains(line, "failed to store") ||
+		strings.Contains(line, "out of resources") || strings.Contains(line, "will be DISABLED")
 }
 
 func (n *natsLogger) Fatalf(f string, v ...any) { n.Errorf(f, v...) }

@@ -220,6 +220,9 @@ func Open(ctx context.Context, cfg Config, known State) (*Log, error) {
 	}
 	l := &Log{cfg: cfg, names: namesOf(cfg.Fleet), done: make(chan struct{})}
 	l.store = &store{cfg: &l.cfg, logger: &natsLogger{log: cfg.Logger}}
+	if cfg.Dir != "" {
+		l.store.logger.onWriteError = l.store.onWriteError
+	}
 	l.in.init(cfg.IntakeBytes)
 	l.ring.limit = cfg.RingBytes
 	l.ctx, l.stop = context.WithCancel(context.Background())

@@ -14,11 +14,14 @@ import (
 )
 
 // dialOutside connects to a cluster and goes on trying for as long as the log is open.
-func dialOutside(cfg *Config, logger *natsLogger) (*nats.Conn, error) {
+func dialOutside(cfg *Config, logger *natsLogger, lost nats.ConnErrHandler) (*nats.Conn, error) {
 	opts := []nats.Option{
 		nats.Name("hawser " + cfg.Holder), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond),
 		nats.ReconnectBufSize(-1), // an error now, rather than a frame sent later
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { logger.log.Warn("lost the log cluster", "error", err) }),
+		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
+			logger.log.Warn("lost the log cluster", "error", err)
+			lost(nc, err)
+		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) { logger.log.Info("connected to the log cluster", "url", nc.ConnectedUrl()) }),
 	}
 	if cfg.NATSCreds != "" {

@@ -39,7 +39,7 @@ func (l *Log) loadQueues(ctx context.Context) error {
 	q := &l.queues
 	q.byName, q.acks, q.wake = make(map[string]QueueState), make(map[string]uint64), make(chan struct{}, 1)
 	var recs []Record
-	return l.store.scan(ctx, scanQuery{stream: l.names.queue}, func(m stored) error {
+	return l.scanAll(ctx, l.names.queue, func(m stored) error {
 		h, got, _, err := decodeBlock(m.data, magicQueue, recs[:0])
 		if err != nil {
 			return l.damaged(l.names.queue, m.seq, err)
@@ -51,11 +51,34 @@ func (l *Log) loadQueues(ctx context.Context) error {
 		} else {
 			q.done = h.number - 1
 		}
-		if m.subject != l.names.mark && len(recs) > 0 {
-			q.note(m.subject[len(l.names.q):], m.seq, recs[len(recs)-1].Pos)
+		if m.subject == l.names.mark || len(recs) == 0 {
+			return nil
 		}
+		name := m.subject[len(l.names.q):]
+		if last := q.byName[name].Last; last != 0 && h.link > last {
+			return l.damaged(l.names.queue, h.link, fmt.Errorf("queue of %s: the message is missing", name))
+		}
+		q.note(name, m.seq, recs[len(recs)-1].Pos)
 		return nil
 	})
+}
+
+// scanAll reads a whole stream that nobody writes to at the time. JetStream
+// passes over what it cannot read, so the messages are counted.
+func (l *Log) scanAll(ctx context.Context, stream string, fn func(stored) error) error {
+	in, err := l.store.info(ctx, stream)
+	if err != nil {
+		return fmt.Errorf("stream %s in %s: %w", stream, l.cfg.where(), err)
+	}
+	var n, last uint64
+	err = l.store.scan(ctx, scanQuery{stream: stream}, func(m stored) error {
+		n, last = n+1, m.seq
+		return fn(m)
+	})
+	if err == nil && n != in.State.Messages {
+		return l.damaged(stream, last, fmt.Errorf("%d of %d messages can be read", n, in.State.Messages))
+	}
+	return err
 }
 
 // note is called with mu held, or before anybody else knows q.

@@ -74,21 +74,22 @@ func (l *Log) isDead() bool {
 	return l.dead != nil
 }
 
+// errWrite is what requests fail with that were under way when the embedded
+// server could not write.
+var errWrite = errors.New("the log store could not write")
+
 // broken reports whether err means that the embedded server itself must be
-// restarted: after a write error JetStream refuses writes for good. A timeout
-// does not: the disk may be slow.
+// restarted. A timeout does not: the disk may be slow.
 func broken(err error) bool {
 	var api *apiError
 	return errors.As(err, &api) && !wrongLastSeq(err) || errors.Is(err, nats.ErrNoResponders) ||
-		errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrInvalidConnection) || errors.Is(err, errMustRestart)
+		errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrInvalidConnection) || errors.Is(err, errWrite)
 }
-
-var errMustRestart = errors.New("the log store must be restarted")
 
 // repair restarts the embedded server when err calls for it and there is room.
 func (c *committer) repair(err error) {
 	l := c.l
-	if l.cfg.Dir == "" || !broken(err) {
+	if l.cfg.Dir == "" || !broken(err) && !l.store.sick.Load() {
 		return
 	}
 	if free, err := freeBytes(l.cfg.Dir); err != nil || free < l.cfg.MinFree {
@@ -97,7 +98,9 @@ func (c *committer) repair(err error) {
 	}
 	l.stats.restarts.Add(1)
 	l.store.close()
+	l.store.sick.Store(false)
 	if err := l.store.connect(); err != nil {
+		l.store.sick.Store(true)
 		l.cfg.Logger.Error("restart the log store", "log", l.cfg.Dir, "error", err)
 		return
 	}
@@ -112,7 +115,7 @@ func (c *committer) repair(err error) {
 // repairIfAsked serves writers of the other streams that met a write error.
 func (c *committer) repairIfAsked() {
 	if c.l.stats.repairWanted.Swap(false) {
-		c.repair(errMustRestart)
+		c.repair(errWrite)
 	}
 }
 

@@ -51,11 +51,12 @@ func oneRecord(r *Record) []byte {
 
 // LoadRetained calls fn for every retained message of the checkpoint, verified,
 // in no particular order; what was cleared is left out. Frames after the
-// checkpoint are newer: apply them after it.
+// checkpoint are newer: apply them after it. PutRetained must not be called
+// before it returns.
 func (l *Log) LoadRetained(ctx context.Context, fn func(*Record) error) error {
 	var cleared []stored
 	var recs []Record
-	err := l.store.scan(ctx, scanQuery{stream: l.names.retained}, func(m stored) error {
+	err := l.scanAll(ctx, l.names.retained, func(m stored) error {
 		_, got, _, err := decodeBlock(m.data, magicRetained, recs[:0])
 		if err == nil && (len(got) != 1 || l.retainedSubject(got[0].Topic) != m.subject) {
 			err = errFormat

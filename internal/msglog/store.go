@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -19,9 +21,15 @@ type store struct {
 	cfg    *Config
 	logger *natsLogger
 
-	mu sync.RWMutex
-	ns *server.Server // guarded by mu; nil with an outside cluster
-	nc *nats.Conn     // guarded by mu
+	sick atomic.Bool // the embedded server met a write error: restart it
+
+	mu   sync.RWMutex
+	ns   *server.Server          // guarded by mu; nil with an outside cluster
+	nc   *nats.Conn              // guarded by mu
+	live context.Context         // guarded by mu; ends when answers will not come
+	lost context.CancelCauseFunc // guarded by mu; ends live
+
+	wrap func(net.Conn) net.Conn // nil but in tests that cut the embedded connection
 }
 
 // requestTimeout bounds one request. A frame whose answer does not come is
@@ -59,39 +67,68 @@ func wrongLastSeq(err error) bool {
 }
 
 func (s *store) conn() (*nats.Conn, error) {
+	nc, _, err := s.liveConn()
+	return nc, err
+}
+
+// liveConn gives the connection and a context that ends when it is lost.
+func (s *store) liveConn() (*nats.Conn, context.Context, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.nc == nil {
-		return nil, nats.ErrConnectionClosed
+		return nil, nil, nats.ErrConnectionClosed
 	}
-	return s.nc, nil
+	return s.nc, s.live, nil
+}
+
+// onLost ends the requests under way: their answers will not come.
+func (s *store) onLost(*nats.Conn, error) { s.giveUp(nats.ErrConnectionClosed) }
+
+func (s *store) giveUp(cause error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lost != nil {
+		s.lost(cause)
+	}
+	s.live, s.lost = context.WithCancelCause(context.Background())
+}
+
+// onWriteError is called when the embedded server logs that it could not
+// write. It does not answer the publisher then, and whether it takes writes
+// again when there is room depends on where it failed.
+func (s *store) onWriteError() {
+	s.sick.Store(true)
+	go s.giveUp(errWrite) // the server may hold locks here
 }
 
 // connect starts the embedded server, or dials the cluster.
 func (s *store) connect() error {
 	if s.cfg.NATSURL != "" {
-		nc, err := dialOutside(s.cfg, s.logger)
+		nc, err := dialOutside(s.cfg, s.logger, s.onLost)
 		if err != nil {
 			return err
 		}
-		s.mu.Lock()
-		s.nc = nc
-		s.mu.Unlock()
+		s.set(nil, nc)
 		return nil
 	}
 	ns, err := startEmbedded(s.cfg.Dir, s.logger)
 	if err != nil {
 		return err
 	}
-	nc, err := dialEmbedded(ns, nats.Name("hawser"))
+	nc, err := dialEmbedded(pipe{ns, s.wrap}, nats.DisconnectErrHandler(s.onLost))
 	if err != nil {
 		stopEmbedded(ns)
 		return fmt.Errorf("connect to the log store in %s: %w", s.cfg.Dir, err)
 	}
-	s.mu.Lock()
-	s.ns, s.nc = ns, nc
-	s.mu.Unlock()
+	s.set(ns, nc)
 	return nil
+}
+
+func (s *store) set(ns *server.Server, nc *nats.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ns, s.nc = ns, nc
+	s.live, s.lost = context.WithCancelCause(context.Background())
 }
 
 func (s *store) close() {
@@ -107,13 +144,21 @@ func (s *store) close() {
 
 // request sends one request and waits for its one answer.
 func (s *store) request(ctx context.Context, subj string, hdr nats.Header, data []byte) (*nats.Msg, error) {
-	nc, err := s.conn()
+	nc, live, err := s.liveConn()
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	rctx, cancel := context.WithTimeout(live, requestTimeout)
 	defer cancel()
-	return nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: subj, Header: hdr, Data: data})
+	defer context.AfterFunc(ctx, cancel)()
+	m, err := nc.RequestMsgWithContext(rctx, &nats.Msg{Subject: subj, Header: hdr, Data: data})
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil && live.Err() != nil:
+		return nil, context.Cause(live)
+	}
+	return m, err
 }
 
 // api calls a JSON endpoint of JetStream and reads its answer into out.
@@ -238,6 +283,9 @@ func expectHeader(expect *uint64) nats.Header {
 }
 
 func (s *store) putOne(ctx context.Context, m outMsg, h nats.Header) (uint64, error) {
+	if s.sick.Load() {
+		return 0, errWrite // until the restart: the server would not even answer
+	}
 	answer, err := s.request(ctx, m.subject, h, m.data)
 	if err != nil {
 		return 0, err
