@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -93,7 +94,7 @@ func newService(t *testing.T) (*Service, wire, *registry.Registry) {
 }
 
 // run starts a service that stops with the test.
-func run(t *testing.T, r *registry.Registry, sender Sender) *Service {
+func run(t *testing.T, r Store, sender Sender) *Service {
 	t.Helper()
 	s, err := New(t.Context(), r, sender, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	if err != nil {
@@ -322,10 +323,16 @@ func TestUndeliveredWaitsForReadyOrResume(t *testing.T) {
 	s.SetEncoding(testID, message.JSON)
 	s.Ready(testID, message.JSON)
 	again := w.take(t)
-	m.deliver(false) // of a connection that is gone: the new one does not care
 	again.deliver(true)
-	if next := w.take(t); again.cmd.CID != cid || next.cmd.Name != "b" || !next.json {
+	next := w.take(t)
+	if again.cmd.CID != cid || next.cmd.Name != "b" || !next.json {
 		t.Fatalf("%+v, %+v", again, next)
+	}
+	next.deliver(true)
+	m.deliver(false) // of a connection that is gone: the new one does not care
+	queue(t, s, "c", time.Time{})
+	if m := w.take(t); m.cmd.Name != "c" {
+		t.Fatalf("%+v", m)
 	}
 	if got := state(t, r, cid); got != registry.CommandDelivered {
 		t.Errorf("%s", got)
@@ -411,5 +418,39 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	defer s.mu.Unlock()
 	if len(s.waiters) != 0 {
 		t.Errorf("%d waiters are left", len(s.waiters))
+	}
+}
+
+// slowReader queues a command after the service has read that there is none.
+type slowReader struct {
+	*registry.Registry
+	once  sync.Once
+	after func()
+}
+
+func (r *slowReader) PendingCommands(ctx context.Context, id identity.ID, after uint64, limit int) ([]registry.Command, error) {
+	list, err := r.Registry.PendingCommands(ctx, id, after, limit)
+	if len(list) == 0 {
+		r.once.Do(r.after)
+	}
+	return list, err
+}
+
+func TestQueuedAfterTheReading(t *testing.T) {
+	r, w := &slowReader{Registry: openStore(t, newStore(t))}, make(wire, 10)
+	s := run(t, r, w)
+	var cid uint64
+	r.after = func() { cid = queue(t, s, "b", time.Time{}) }
+	first := queue(t, s, "a", time.Time{})
+	if err := s.Cancel(t.Context(), "tester", testID, first); err != nil { // so that there is something to look for
+		t.Fatal(err)
+	}
+	s.Ready(testID, message.CBOR)
+	if m := w.take(t); m.cmd.CID != cid {
+		t.Fatalf("sent %d, want %d", m.cmd.CID, cid)
+	}
+	s.Ready(testID, message.CBOR)
+	if m := w.take(t); m.cmd.CID != cid {
+		t.Fatalf("sent again %d, want %d", m.cmd.CID, cid)
 	}
 }

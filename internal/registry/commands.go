@@ -116,10 +116,11 @@ func (tx *Tx) whyNot(ref CommandRef) error {
 
 func cidText(cid uint64) string { return fmt.Sprint(cid) }
 
-// ExpireCommands ends the pending commands whose time is up at now, and gives
-// their names.
+// ExpireCommands ends pending commands whose time is up at now, at most 1,000 of
+// them, and names them.
 func (tx *Tx) ExpireCommands(now time.Time) ([]CommandRef, error) {
-	refs, err := tx.dueCommands(now)
+	refs, err := tx.commandRefs(`SELECT device, cid FROM commands
+		WHERE expires > 0 AND expires <= ? AND state IN ('queued','delivered') ORDER BY expires LIMIT 1000`, ms(now))
 	if err != nil {
 		return nil, err
 	}
@@ -131,13 +132,29 @@ func (tx *Tx) ExpireCommands(now time.Time) ([]CommandRef, error) {
 	return refs, nil
 }
 
-func (tx *Tx) dueCommands(now time.Time) ([]CommandRef, error) {
-	s, err := tx.w.stmt(`SELECT device, cid FROM commands
-		WHERE expires > 0 AND expires <= ? AND state IN ('queued','delivered') ORDER BY expires LIMIT 1000`)
+// endCommands ends the pending commands of a device that is barred for good: what
+// it has not acknowledged is cancelled, of the rest nobody will hear.
+func (tx *Tx) endCommands(actor string, id identity.ID) error {
+	for from, to := range map[CommandState]CommandState{CommandQueued: CommandCancelled, CommandDelivered: CommandUnknown} {
+		refs, err := tx.commandRefs(`SELECT device, cid FROM commands WHERE state = ? AND device = ? ORDER BY cid`, string(from), int64(id))
+		if err != nil {
+			return err
+		}
+		for _, ref := range refs {
+			if err := tx.FinishCommand(actor, ref, Outcome{State: to, At: tx.now}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (tx *Tx) commandRefs(query string, args ...any) ([]CommandRef, error) {
+	s, err := tx.w.stmt(query)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := s.Query(ms(now))
+	rows, err := s.Query(args...)
 	if err != nil {
 		return nil, err
 	}

@@ -90,8 +90,9 @@ func (tx *Tx) enrolRow(e Enrolment) error {
 }
 
 // SetDeviceState revokes, quarantines, retires or reactivates a device. Revoked
-// and retired are final: its certificates are revoked and its sessions, with
-// Will and subscriptions, are deleted. Only a quarantined one comes back.
+// and retired are final: its certificates are revoked, its sessions, with Will and
+// subscriptions, are deleted, and its pending commands end as cancelled or, if they
+// were delivered, as unknown. Only a quarantined one comes back.
 func (tx *Tx) SetDeviceState(actor string, id identity.ID, to DeviceState, reason string) error {
 	var from DeviceState
 	if err := tx.row(`SELECT state FROM devices WHERE id = ?`, []any{int64(id)}, &from); err != nil {
@@ -114,6 +115,9 @@ func (tx *Tx) SetDeviceState(actor string, id identity.ID, to DeviceState, reaso
 	tx.tell(Change{Kind: DeviceBarred, Principal: p})
 	if to == DeviceQuarantined {
 		return nil
+	}
+	if err := tx.endCommands(actor, id); err != nil {
+		return err
 	}
 	return tx.expel(p)
 }

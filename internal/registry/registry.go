@@ -180,10 +180,14 @@ func openDB(path, mode string, pragmas ...string) (*sql.DB, error) {
 }
 
 // Close waits for the changes that are queued and closes the database. Changes
-// that come later are ErrClosed.
+// that come later are ErrClosed. A second Close does nothing.
 func (r *Registry) Close() error {
-	err := r.read.Close()
-	return errors.Join(r.w.close(), err)
+	if !r.w.drain() {
+		return nil
+	}
+	// The writer's connection goes last: it copies the write-ahead log into the
+	// file and removes it.
+	return errors.Join(r.read.Close(), r.w.close())
 }
 
 // Path is where the registry is.

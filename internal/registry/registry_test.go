@@ -182,7 +182,24 @@ func TestRevocation(t *testing.T) {
 	if got := active(t, r); len(got) != 1 {
 		t.Fatalf("back from quarantine: %v", got)
 	}
+	var commands [2]uint64
+	must(t, r, func(tx *Tx) (err error) {
+		for i := range commands {
+			if commands[i], err = tx.QueueCommand(Command{Device: id, CreatedBy: "x"}); err != nil {
+				return err
+			}
+		}
+		return tx.CommandDelivered(CommandRef{id, commands[0]}, testMeta.Created)
+	})
 	must(t, r, func(tx *Tx) error { return tx.SetDeviceState("test", id, DeviceRevoked, "stolen") })
+	for i, want := range []CommandState{CommandUnknown, CommandCancelled} {
+		if c, err := r.Command(t.Context(), CommandRef{id, commands[i]}); err != nil || c.State != want {
+			t.Errorf("%+v, %v, want %s", c, err, want)
+		}
+	}
+	refused(t, r, ErrFenced, func(tx *Tx) error { // the broker was slower than the revocation
+		return tx.SaveSession(&Session{No: r.NextSession(), Key: SessionKey{identity.DevicePrincipal(id), id.String()}})
+	})
 	if got := active(t, r); len(got) != 0 {
 		t.Fatalf("revoked: %v", got)
 	}
@@ -191,6 +208,9 @@ func TestRevocation(t *testing.T) {
 	}
 	refused(t, r, ErrState, func(tx *Tx) error { return tx.SetDeviceState("test", id, DeviceActive, "") })
 	refused(t, r, ErrState, enrol(id))
+	refused(t, r, ErrState, func(tx *Tx) error {
+		return tx.Enrol("test", Enrolment{ID: id, KeyHash: keyOf(int(id)), CSR: []byte{1}})
+	})
 	refused(t, r, ErrState, func(tx *Tx) error { return tx.AddCertificate("test", certOf(identity.DevicePrincipal(id), 9)) })
 }
 
@@ -216,6 +236,9 @@ func TestServicesAndGrants(t *testing.T) {
 		t.Fatalf("%+v", s)
 	}
 	refused(t, r, ErrState, func(tx *Tx) error { return tx.ChangeGrants("test", "dash", []Grant{read}, nil) })
+	refused(t, r, ErrFenced, func(tx *Tx) error {
+		return tx.SaveSession(&Session{No: r.NextSession(), Key: SessionKey{dash, "any"}})
+	})
 }
 
 func TestDeviceLists(t *testing.T) {
@@ -308,5 +331,19 @@ func TestHelloAndConfig(t *testing.T) {
 	c, err := r.DeviceConfig(t.Context(), 5)
 	if err != nil || c.Version != 42 || c.AppliedVersion != 41 {
 		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+func TestWriterIsDurable(t *testing.T) {
+	r := newRegistry(t, Options{})
+	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1"} {
+		var got string
+		must(t, r, func(tx *Tx) error { return tx.row("PRAGMA "+pragma, nil, &got) })
+		if got != want {
+			t.Errorf("%s is %s, want %s", pragma, got, want)
+		}
+	}
+	if _, err := r.read.Exec(`DELETE FROM meta`); err == nil {
+		t.Error("a reader can write")
 	}
 }

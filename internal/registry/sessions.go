@@ -3,11 +3,14 @@ package registry
 import (
 	"encoding/binary"
 	"fmt"
+
+	"hawser/internal/identity"
 )
 
 // SaveSession inserts or replaces the row of s; its subscriptions, in-flight
 // messages and packet ids stay as they are. A row with a higher generation is
-// left alone: ErrFenced. Another session number under the same key is an error.
+// left alone, and no row is made for a principal that is barred for good: ErrFenced.
+// Another session number under the same key is an error.
 func (tx *Tx) SaveSession(s *Session) error {
 	w := s.Will
 	var topic any // null = no will
@@ -23,7 +26,8 @@ func (tx *Tx) SaveSession(s *Session) error {
 	n, err := tx.execN(saveSession, s.No, int(s.Key.Principal.Kind), s.Key.Principal.Name, s.Key.ClientID,
 		int64(s.Generation), s.Version, int64(s.Expiry), ms(s.Created), ms(s.Disconnected),
 		int64(s.Cursor), int64(s.QueueAcked), int64(s.Dropped),
-		topic, w.Payload, w.QoS, w.Retain, int64(w.Delay), expiry, w.Props, ms(w.Due))
+		topic, w.Payload, w.QoS, w.Retain, int64(w.Delay), expiry, w.Props, ms(w.Due),
+		deviceNumber(s.Key.Principal), serviceName(s.Key.Principal))
 	if err != nil {
 		return fmt.Errorf("session %d of %s: %w", s.No, s.Key.Principal, err)
 	}
@@ -36,7 +40,9 @@ func (tx *Tx) SaveSession(s *Session) error {
 const saveSession = `INSERT INTO sessions (no, kind, name, client, generation, version, expiry, created, disconnected,
 		queue_cursor, queue_acked, dropped,
 		will_topic, will_payload, will_qos, will_retain, will_delay, will_expiry, will_props, will_due)
-	VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+	SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+	WHERE NOT EXISTS (SELECT 1 FROM devices WHERE id = ? AND state IN ('revoked', 'retired'))
+	  AND NOT EXISTS (SELECT 1 FROM services WHERE name = ? AND state = 'revoked')
 	ON CONFLICT (no) DO UPDATE SET generation = excluded.generation, version = excluded.version,
 		expiry = excluded.expiry, disconnected = excluded.disconnected,
 		queue_cursor = excluded.queue_cursor, queue_acked = excluded.queue_acked, dropped = excluded.dropped,
@@ -44,6 +50,20 @@ const saveSession = `INSERT INTO sessions (no, kind, name, client, generation, v
 		will_retain = excluded.will_retain, will_delay = excluded.will_delay, will_expiry = excluded.will_expiry,
 		will_props = excluded.will_props, will_due = excluded.will_due
 	WHERE excluded.generation >= sessions.generation`
+
+// deviceNumber is the number of a device, 0 for every other principal.
+func deviceNumber(p identity.Principal) int64 {
+	id, _ := p.ID()
+	return int64(id)
+}
+
+// serviceName is the name of a service, empty for every other principal.
+func serviceName(p identity.Principal) string {
+	if p.Kind == identity.Service {
+		return p.Name
+	}
+	return ""
+}
 
 // DropSession deletes a session and all that hangs on it; one that is not there
 // is no error.

@@ -92,8 +92,9 @@ func (w *writer) submit(j job) {
 	}
 }
 
-// close lets the queue run empty, then closes the database.
-func (w *writer) close() error {
+// drain refuses new changes and lets the queue run empty; true for the first who
+// calls it.
+func (w *writer) drain() bool {
 	w.mu.Lock()
 	first := !w.closed
 	if first {
@@ -102,9 +103,11 @@ func (w *writer) close() error {
 	}
 	w.mu.Unlock()
 	<-w.ended
-	if !first {
-		return nil
-	}
+	return first
+}
+
+// close closes the database, after drain.
+func (w *writer) close() error {
 	for _, s := range w.stmts {
 		s.Close()
 	}
