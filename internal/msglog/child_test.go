@@ -44,7 +44,23 @@ func exitOn(err error) {
 func child(t *testing.T, part string, wrapper []string, env ...string) (*exec.Cmd, *bufio.Scanner) {
 	t.Helper()
 	argv := append(wrapper, os.Args[0])
-	cmd := exec.Command(argv[0], argv[1:]...)
+	return startChild(t, exec.Command(argv[0], argv[1:]...), part, env...)
+}
+
+// childWithInput is child with a pipe to its standard input.
+func childWithInput(t *testing.T, part string, env ...string) (*exec.Cmd, *bufio.Scanner, io.Closer) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, out := startChild(t, cmd, part, env...)
+	return cmd, out, in
+}
+
+func startChild(t *testing.T, cmd *exec.Cmd, part string, env ...string) (*exec.Cmd, *bufio.Scanner) {
+	t.Helper()
 	cmd.Env = append(append(os.Environ(), "HAWSER_TEST_CHILD="+part), env...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
