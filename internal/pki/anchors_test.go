@@ -264,10 +264,18 @@ func TestAnchorsRefusals(t *testing.T) {
 	if _, err := VerifyAnchors(msg, svc.Cert, 0); err == nil {
 		t.Error("a service CA changed the anchors")
 	}
+	if _, err := VerifyAnchors(append(msg, make([]byte, maxAnchors)...), b.Cert, 0); err == nil || !strings.Contains(err.Error(), "larger than") {
+		t.Error("read a set of any size:", err)
+	}
 	set.Domains = nil
 	if _, err := SignAnchors(b.Signer, set); err == nil {
 		t.Error("signed a set without a domain")
 	}
+	set.Domains, set.Sequence = []string{"a.b"}, 0
+	if _, err := SignAnchors(b.Signer, set); err == nil {
+		t.Error("signed a set that no device would take")
+	}
+	set.Sequence = 1
 	long := strings.Repeat("a.", 126)
 	set.Domains = nil
 	for _, d := range "abcdefgh" {

@@ -125,10 +125,8 @@ func decryptKey(der []byte, passphrase func() ([]byte, error)) (*ecdsa.PrivateKe
 	if err != nil {
 		return nil, fmt.Errorf("read passphrase: %w", err)
 	}
-	// The library takes an empty passphrase to mean that the key is in the clear.
-	if len(pass) == 0 {
-		return nil, ErrPassphrase
-	}
+	// An empty passphrase makes the library take the key to be in the clear, which
+	// checkPBES2 has excluded: it fails like any wrong one.
 	k, _, err := pkcs8.ParsePrivateKey(der, pass)
 	if err != nil {
 		return nil, ErrPassphrase

@@ -149,6 +149,7 @@ func TestHostileKeyFiles(t *testing.T) {
 	}
 	for name, der := range map[string][]byte{
 		"1 TiB of memory":    bend(func(e *pbes2) { e.Alg.Params.KDF.Params.N = 1 << 30 }),
+		"1 GiB, quickly":     bend(func(e *pbes2) { e.Alg.Params.KDF.Params.N, e.Alg.Params.KDF.Params.P = 1<<20, 1 }),
 		"a wide block":       bend(func(e *pbes2) { e.Alg.Params.KDF.Params.R = 1 << 20 }),
 		"hours of time":      bend(func(e *pbes2) { e.Alg.Params.KDF.Params.P = 1 << 20 }),
 		"N of 0":             bend(func(e *pbes2) { e.Alg.Params.KDF.Params.N = 0 }),

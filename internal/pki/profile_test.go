@@ -434,6 +434,26 @@ func TestVerifyJudgesNoDates(t *testing.T) {
 	if _, _, _, err := VerifyDeviceLeaf(der, []*x509.Certificate{ca.Cert}); err != nil {
 		t.Error(err)
 	}
+	tmpl.NotBefore = testNow()
+	der, err = x509.CreateCertificate(rand.Reader, tmpl, ca.Cert, &newKey(t).PublicKey, ca.Signer)
+	must(t, der, err)
+	if _, _, _, err := VerifyDeviceLeaf(der, []*x509.Certificate{ca.Cert}); err == nil || !strings.Contains(err.Error(), "notAfter") {
+		t.Error("ends before it begins:", err)
+	}
+}
+
+// A CA certificate that names another issuer is no root, though its own key signed it.
+func TestLintWantsRootsToNameThemselves(t *testing.T) {
+	key, tmpl := newKey(t), base(t, BrokerRoot)
+	parent := *tmpl
+	parent.Subject.CommonName = "Hawser broker root Q"
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, &parent, &key.PublicKey, key)
+	must(t, der, err)
+	c, err := x509.ParseCertificate(der)
+	must(t, c, err)
+	if err := Lint(c, BrokerRoot); err == nil || !strings.Contains(err.Error(), "issuer") {
+		t.Error(err)
+	}
 }
 
 func TestCSRProvesPossession(t *testing.T) {
