@@ -286,13 +286,14 @@ func TestAnchorsRefusals(t *testing.T) {
 	}
 }
 
+// The keys are fixed: each fuzzing process makes its own roots, and a seed must verify in all of them.
 func FuzzVerifyAnchors(f *testing.F) {
 	a, b := fixedRoot(f, 0x11, "A"), fixedRoot(f, 0x22, "B")
 	msg, err := SignAnchors(b.Signer, anchorSet(a, b))
 	f.Add(must(f, msg, err))
 	f.Add(cosePayload(f, b.Signer.(*ecdsa.PrivateKey), []byte{0xa0}, anchorsAAD, cose.Headers{}))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if s, err := VerifyAnchors(data, b.Cert, 0); err == nil && (s.Sequence != 1 || !s.InUse.Equal(a.Cert)) {
+		if s, err := VerifyAnchors(data, b.Cert, 0); err == nil && (s.Sequence != 1 || !fixedKey(t, 0x11).PublicKey.Equal(s.InUse.PublicKey)) {
 			t.Error("accepted a set that was never signed")
 		}
 	})
