@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"hawser/internal/identity"
 	"hawser/internal/msglog"
 	"hawser/internal/registry"
 )
@@ -173,7 +174,8 @@ func (b *Broker) snapshot() *snapshot {
 func (b *Broker) retainedRecord(topic string) *msglog.Record {
 	m := b.retained.all[topic]
 	if m == nil {
-		return &msglog.Record{Kind: msglog.KindPublish, Topic: topic, Retain: true, Time: b.now().UnixMilli()}
+		return &msglog.Record{Pos: b.next, Kind: msglog.KindPublish, Time: b.now().UnixMilli(),
+			From: identity.TheServer(), Topic: topic, Retain: true}
 	}
 	r := &msglog.Record{Pos: m.pos, Kind: msglog.KindPublish, Time: m.at, From: m.from, ClientID: m.client,
 		Topic: m.topic, Payload: m.payload, Props: m.props, QoS: m.qos, Retain: true}

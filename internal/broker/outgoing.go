@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"errors"
 	"math"
 	"slices"
 	"time"
@@ -22,6 +21,7 @@ type outgoing struct {
 	bytes    int        // of the messages in waiting
 	retained []delivery // of new subscriptions, to be sent before waiting
 	lastPID  uint16
+	storing  int // commits of packet ids under way
 
 	next        msglog.Pos // everything below it was taken into memory
 	behind      bool       // more lies on disk, from next on
@@ -195,8 +195,10 @@ func (s *session) pump() {
 		d.pid = o.freePID()
 		d.state = stateSent
 		if d.qos == 2 && s.stored && s.persistent() && !d.kept {
-			d.state = stateStoring
 			storing = append(storing, registry.Inflight{PacketID: d.pid, Ref: uint64(d.pos), State: stateSent})
+		}
+		if o.storing+len(storing) > 0 { // what comes after one that waits waits too
+			d.state = stateStoring
 		}
 		o.window = append(o.window, d)
 		if d.state == stateSent {
@@ -267,23 +269,39 @@ func (s *session) conclude(d *delivery) {
 // the client takes the message for another one.
 func (s *session) storeThenSend(list []registry.Inflight) {
 	no, c := s.no, s.c
+	s.out.storing++
 	s.b.submit("store packet ids", func(tx *registry.Tx) error { return tx.PutInflight(no, list...) }, func(err error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.c != c {
-			return
-		}
-		if err != nil {
+		s.out.storing--
+		if err != nil && s.c == c {
 			c.end(fate{code: mqtt.UnspecifiedError, err: err, will: true})
 			return
 		}
-		for _, f := range list {
-			if d := s.find(f.PacketID, 2); d != nil && d.state == stateStoring {
-				d.state = stateSent
-				s.transmit(c, d, time.Now())
-			}
+		if s.out.storing == 0 {
+			s.sendStored()
 		}
 	})
+}
+
+// sendStored sends what waited for its packet id, or for one before it, to be on
+// disk. On a connection that came later it is a first time all the same.
+func (s *session) sendStored() {
+	c := s.live()
+	if c == nil {
+		return
+	}
+	for i := 0; i < len(s.out.window); {
+		d := &s.out.window[i]
+		pid := d.pid
+		if d.state == stateStoring && d.msg != nil {
+			d.state = stateSent
+			s.transmit(c, d, time.Now())
+		}
+		if i < len(s.out.window) && s.out.window[i].pid == pid {
+			i++
+		}
+	}
 }
 
 // freePID gives a packet id that is not in use.
@@ -481,198 +499,6 @@ func (s *session) drained(c *conn) {
 		s.pump()
 	}
 	s.mu.Unlock()
-}
-
-// refill starts reading from disk when there is something there and room for
-// it. The caller holds mu.
-func (s *session) refill() {
-	o := &s.out
-	if !o.behind || o.reading || s.live() == nil || len(o.waiting) > holdMessages/4 {
-		return
-	}
-	o.reading = true
-	go s.readBack(s.c)
-}
-
-// readBack moves messages from disk into memory until that is full, the disk
-// has no more, or the connection has gone.
-func (s *session) readBack(c *conn) {
-	more := true
-	for more {
-		var err error
-		if s.isDevice() {
-			more, err = s.readQueue(c)
-		} else {
-			more, err = s.readFrames(c)
-		}
-		if err != nil {
-			s.mu.Lock()
-			s.out.reading = false
-			s.mu.Unlock()
-			s.b.log.Error("session cannot be read from the log", "session", s.String(), "error", err)
-			c.end(fate{code: mqtt.UnspecifiedError, err: err, will: true})
-			return
-		}
-	}
-}
-
-// readQueue reads one batch from the device's queue. more is false when this
-// reader has ended.
-func (s *session) readQueue(c *conn) (more bool, err error) {
-	s.mu.Lock()
-	after := s.out.taken
-	s.mu.Unlock()
-	batch, err := s.b.cfg.Log.QueueRead(s.key.Principal.Name, after, holdMessages/2)
-	if err != nil {
-		return false, err
-	}
-	s.b.mu.Lock()
-	defer s.b.mu.Unlock()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	o := &s.out
-	if s.c != c {
-		return s.readEnds()
-	}
-	for _, q := range batch {
-		for i := range q.Recs {
-			s.restore(c, &q.Recs[i], q.Seq)
-		}
-		o.taken = q.Seq
-	}
-	if len(batch) == 0 && o.newest <= o.taken {
-		o.behind = false
-		s.dropLost()
-		s.recount()
-	}
-	s.pump()
-	if o.behind && len(o.waiting) <= holdMessages/2 {
-		return true, nil
-	}
-	return s.readEnds()
-}
-
-// recount corrects what is known of the queue when all of it is in memory. The
-// caller holds mu.
-func (s *session) recount() {
-	o := &s.out
-	o.queued, o.queuedBytes = 0, 0
-	for _, list := range [][]delivery{o.window, o.waiting} {
-		for i := range list {
-			if d := &list[i]; d.seq > 0 && d.msg != nil {
-				o.queued++
-				o.queuedBytes += d.msg.size()
-			}
-		}
-	}
-}
-
-// readEnds gives the reader's place up; who finds the session behind later
-// starts another. The caller holds mu.
-func (s *session) readEnds() (bool, error) {
-	s.out.reading = false
-	if s.c != nil {
-		s.refill()
-	}
-	return false, nil
-}
-
-var errEnough = errors.New("enough for now")
-
-// readFrames reads on in the log from the session's cursor, up to what has been
-// routed: what comes after that is live.
-func (s *session) readFrames(c *conn) (more bool, err error) {
-	s.b.mu.Lock()
-	limit := s.b.next
-	s.b.mu.Unlock()
-	s.mu.Lock()
-	from := s.out.next
-	s.mu.Unlock()
-	full := false
-	err = s.b.cfg.Log.Read(s.b.ctx, from, func(r *msglog.Record) error {
-		if r.Pos >= limit {
-			return errEnough
-		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if full = s.c != c || len(s.out.waiting) >= holdMessages || s.out.bytes > holdBytes; full {
-			return errEnough
-		}
-		if r.Kind == msglog.KindPublish {
-			s.restore(c, r, 0)
-		}
-		s.out.next = r.Pos.Next()
-		return nil
-	})
-	if err != nil && !errors.Is(err, errEnough) {
-		return false, err
-	}
-	return s.readTo(c, limit, full)
-}
-
-// readTo ends one round of readFrames, which has looked at all below limit
-// unless it was full before.
-func (s *session) readTo(c *conn, limit msglog.Pos, full bool) (more bool, err error) {
-	s.b.mu.Lock()
-	defer s.b.mu.Unlock()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	o := &s.out
-	if s.c != c {
-		return s.readEnds()
-	}
-	if !full {
-		if o.next = max(o.next, limit); o.next >= s.b.next {
-			o.behind = false
-			s.dropLost()
-		}
-	}
-	s.pump()
-	if o.behind && len(o.waiting) <= holdMessages/2 {
-		return true, nil
-	}
-	return s.readEnds()
-}
-
-// restore takes one record read back: it fills a place of the window that was
-// taken before, passes over what is acknowledged, and queues the rest.
-func (s *session) restore(c *conn, r *msglog.Record, seq uint64) {
-	o := &s.out
-	for i := range o.window {
-		d := &o.window[i]
-		if d.pos != r.Pos || !d.ordered() {
-			continue
-		}
-		if d.seq = seq; d.state == stateSent && d.msg == nil {
-			d.msg = newMessage(r)
-			s.transmit(c, d, time.Now())
-		}
-		return
-	}
-	if _, acknowledged := o.done[r.Pos]; acknowledged || r.Pos < o.next {
-		return
-	}
-	m := s.matchRecord(r)
-	if !m.hit || m.qos == 0 || !s.b.dir.stillMayPublish(r.From, r.Topic) {
-		return
-	}
-	d := delivery{msg: newMessage(r), pos: r.Pos, seq: seq, ids: m.ids, qos: m.qos, retain: m.retain}
-	o.waiting = append(o.waiting, d)
-	o.bytes += d.msg.size()
-	o.next = r.Pos.Next()
-}
-
-// dropLost gives up places of the window whose message is no longer on disk.
-// The caller holds mu.
-func (s *session) dropLost() {
-	for i := 0; i < len(s.out.window); {
-		if d := &s.out.window[i]; d.msg == nil && d.state == stateSent {
-			s.drop()
-			s.conclude(d)
-			continue
-		}
-		i++
-	}
 }
 
 // resume sends what a new connection needs first: the second halves of QoS 2

@@ -278,6 +278,8 @@ type client struct {
 	c   net.Conn
 	buf []byte
 	pid uint16
+
+	held []got // read, and not asked for yet
 }
 
 // got is one packet that came.
@@ -341,6 +343,11 @@ func (c *client) trySend(p packet) error {
 // next gives the next packet; none within ten seconds fails the test.
 func (c *client) next() got {
 	c.t.Helper()
+	if len(c.held) > 0 {
+		g := c.held[0]
+		c.held = c.held[1:]
+		return g
+	}
 	g, err := c.read(10 * time.Second)
 	if err != nil {
 		c.t.Fatalf("read: %v", err)
@@ -393,6 +400,22 @@ func (c *client) decode(h mqtt.Header, body []byte) (g got, err error) {
 		err = g.disc.DecodeAtClient(c.v, h.Flags, body)
 	}
 	return g, err
+}
+
+// expectPast reads until a packet of type typ; what comes before it is held for
+// next.
+func (c *client) expectPast(typ mqtt.Type) got {
+	c.t.Helper()
+	for {
+		g, err := c.read(10 * time.Second)
+		if err != nil {
+			c.t.Fatalf("read: %v", err)
+		}
+		if g.typ == typ {
+			return g
+		}
+		c.held = append(c.held, g)
+	}
 }
 
 // expect reads the next packet, which must be of type typ.
@@ -488,7 +511,7 @@ func (c *client) message() mqtt.Publish {
 		c.send(&mqtt.Ack{Type: mqtt.PUBACK, PacketID: p.PacketID})
 	case 2:
 		c.send(&mqtt.Ack{Type: mqtt.PUBREC, PacketID: p.PacketID})
-		if g := c.expect(mqtt.PUBREL); g.pid != p.PacketID {
+		if g := c.expectPast(mqtt.PUBREL); g.pid != p.PacketID {
 			c.t.Fatalf("PUBREL for %d, not %d", g.pid, p.PacketID)
 		}
 		c.send(&mqtt.Ack{Type: mqtt.PUBCOMP, PacketID: p.PacketID})

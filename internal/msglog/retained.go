@@ -23,7 +23,11 @@ func (l *Log) PutRetained(ctx context.Context, recs []*Record) error {
 		n := min(len(recs), maxBatch)
 		msgs := make([]outMsg, n)
 		for i, r := range recs[:n] {
-			if err := r.check(); err != nil {
+			err := r.check()
+			if err == nil && r.Pos == 0 { // it could not be read back
+				err = errFormat
+			}
+			if err != nil {
 				return fmt.Errorf("retained message of %q: %w", r.Topic, err)
 			}
 			msgs[i] = outMsg{l.retainedSubject(r.Topic), oneRecord(r)}
