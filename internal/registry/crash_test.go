@@ -26,6 +26,8 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "queue":
 		exit(queueForever(os.Args[1]))
+	case "once":
+		exit(queueOnce(os.Args[1]))
 	case "limit":
 		exit(runIntoTheLimit(os.Args[1]))
 	}
@@ -154,6 +156,58 @@ func checkQueued(t *testing.T, path string, acknowledged uint64, base int) uint6
 		t.Fatalf("%d audit rows for %d commands", audited-uint64(base), count)
 	}
 	return count
+}
+
+// queueOnce prints a line when one command is acknowledged.
+func queueOnce(path string) error {
+	r, err := Open(context.Background(), path, Options{})
+	if err != nil {
+		return err
+	}
+	if _, err := queueOne(r); err != nil {
+		return err
+	}
+	fmt.Println("acknowledged")
+	os.Exit(0) // without Close: nothing else may reach the disk
+	return nil
+}
+
+// TestAcknowledgedMeansSynced watches the system calls of a child: between the
+// last write to the write-ahead log and the acknowledgement it is synced.
+func TestAcknowledgedMeansSynced(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("strace is not installed")
+	}
+	r := newRegistry(t, Options{})
+	must(t, r, enrol(1))
+	r.Close()
+	trace := r.Path() + ".trace"
+	cmd := child(t, "once", r.Path())
+	cmd.Args = append([]string{strace, "-f", "-y", "-o", trace, "-e", "trace=write,pwrite64,fsync,fdatasync"}, cmd.Args...)
+	cmd.Path = strace
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(trace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	written, synced := false, false
+	for _, line := range strings.Split(string(b), "\n") {
+		switch wal := strings.Contains(line, "-wal>"); {
+		case strings.Contains(line, "acknowledged"):
+			if !written || !synced {
+				t.Errorf("acknowledged with written=%v synced=%v", written, synced)
+			}
+			return
+		case wal && strings.Contains(line, "write"):
+			written, synced = true, false
+		case wal && strings.Contains(line, "sync(") && !strings.Contains(line, "unfinished"), strings.Contains(line, "sync resumed"):
+			synced = true
+		}
+	}
+	t.Fatalf("the child never acknowledged:\n%s", b)
 }
 
 // TestNoRoom fills the disk (a limit on the size of files) under the writer.

@@ -77,6 +77,8 @@ func TestDamagedFileIsRefused(t *testing.T) {
 		"zeroed page":         func(b []byte) []byte { clear(b[8192:12288]); return b },
 		"text of the schema":  func(b []byte) []byte { return flipText(t, b, "CREATE TABLE devices (", 8) },
 		"dropped constraint":  func(b []byte) []byte { return flipText(t, b, "UNIQUE CHECK (length(key_hash)", 2) },
+		"another state":       func(b []byte) []byte { return flipText(t, b, "sensoractive", 6) },
+		"another name":        func(b []byte) []byte { return flipText(t, b, "device00000007cert 00000007", 13) },
 		"a state of no state": func(b []byte) []byte { return flipText(t, b, "sensoractive", 8) },
 	} {
 		t.Run(name, func(t *testing.T) {
