@@ -180,6 +180,7 @@ func fillDisk(t *testing.T, dir string) {
 // A full disk: nothing is acknowledged, nothing acknowledged is lost, and it
 // works again by itself when there is room.
 func TestDiskFull(t *testing.T) {
+	t.Parallel()
 	disk := smallDisk(t, "64m")
 	cfg := testConfig(t)
 	cfg.Dir, cfg.RetryFor, cfg.MinFree = filepath.Join(disk, "log"), 300*time.Millisecond, 4<<20
@@ -300,6 +301,7 @@ func copyTree(t *testing.T, from, to string) {
 // Each way to lose or change stored data is found at Open or when it is read,
 // and the message names the directory.
 func TestDamage(t *testing.T) {
+	t.Parallel()
 	good, state := damageFixture(t)
 	n := namesOf(testFleet)
 	blocks := func(cfg Config, stream string) []string {

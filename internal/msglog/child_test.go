@@ -139,6 +139,7 @@ func ingestChild() error {
 // Killed twenty times: everything acknowledged is there, once, in order; in the
 // frames, in the queues and in the history.
 func TestKill(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig(t)
 	create(t, cfg)
 	acked := map[string][]string{}

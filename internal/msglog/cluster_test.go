@@ -139,6 +139,7 @@ func (c *cluster) leader(l *Log) int {
 // Twelve times the leader of the log is killed: nothing acknowledged is lost,
 // nothing is there twice.
 func TestKillLeader(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, false)
 	cfg := c.config(t)
 	createSoon(t, cfg)
@@ -210,6 +211,7 @@ func TestKillLeader(t *testing.T) {
 // A second server on the same fleet is refused, and a lease that was given back
 // or has expired is taken.
 func TestLease(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, true)
 	cfg := c.config(t)
 	var said syncBuffer
@@ -257,6 +259,7 @@ func TestLease(t *testing.T) {
 }
 
 func TestVerifiedSync(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, false)
 	cfg := c.config(t)
 	var said syncBuffer

@@ -107,14 +107,10 @@ func (c *committer) commit(b *batch) {
 	}
 	c.gather = b.count > 1
 	c.planQueues()
-	for {
-		f, err = c.write(f)
-		if err == nil {
-			err = c.writeQueues(f)
-		}
-		if err == nil {
-			break
-		}
+	if f, err = c.write(f); err == nil {
+		err = c.writeQueues(f)
+	}
+	if err != nil {
 		c.fail(b.owners, err)
 		c.failWaiting(err)
 		l.in.recycle(b)

@@ -1,6 +1,7 @@
 package msglog
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -165,8 +166,12 @@ func (n *natsLogger) Tracef(string, ...any)      {}
 
 func (n *natsLogger) Warnf(f string, v ...any) {
 	line := fmt.Sprintf(f, v...)
+	level := slog.LevelWarn
+	if about, damage := storageDamage(line); about && !damage {
+		level = slog.LevelInfo
+	}
 	n.note(line)
-	n.log.Warn("log store: " + line)
+	n.log.Log(context.Background(), level, "log store: "+line)
 }
 
 func (n *natsLogger) Errorf(f string, v ...any) {

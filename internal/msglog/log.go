@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -121,12 +123,21 @@ func setDefault[T int | int64 | float64 | time.Duration](v *T, d T) {
 	}
 }
 
-// where names the log in messages: the directory or the cluster.
+// where names the log in messages: the directory, or the cluster without its
+// passwords.
 func (c *Config) where() string {
-	if c.NATSURL != "" {
-		return c.NATSURL
+	if c.NATSURL == "" {
+		return c.Dir
 	}
-	return c.Dir
+	urls := strings.Split(c.NATSURL, ",")
+	for i, u := range urls {
+		if p, err := url.Parse(strings.TrimSpace(u)); err == nil {
+			urls[i] = p.Redacted()
+		} else if at := strings.LastIndex(u, "@"); at >= 0 {
+			urls[i] = u[at+1:]
+		}
+	}
+	return strings.Join(urls, ",")
 }
 
 // Create makes the streams of a fleet. It refuses with ErrExists where there is

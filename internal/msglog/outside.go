@@ -22,14 +22,14 @@ func dialOutside(cfg *Config, logger *natsLogger, lost nats.ConnErrHandler) (*na
 			logger.log.Warn("lost the log cluster", "error", err)
 			lost(nc, err)
 		}),
-		nats.ReconnectHandler(func(nc *nats.Conn) { logger.log.Info("connected to the log cluster", "url", nc.ConnectedUrl()) }),
+		nats.ReconnectHandler(func(nc *nats.Conn) { logger.log.Info("connected to the log cluster", "url", nc.ConnectedUrlRedacted()) }),
 	}
 	if cfg.NATSCreds != "" {
 		opts = append(opts, nats.UserCredentials(cfg.NATSCreds))
 	}
 	nc, err := nats.Connect(cfg.NATSURL, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the log cluster %s: %w", cfg.NATSURL, err)
+		return nil, fmt.Errorf("connect to the log cluster %s: %w", cfg.where(), err)
 	}
 	return nc, nil
 }
@@ -142,12 +142,16 @@ func (l *Log) keepLease(ctx context.Context) error {
 
 // dropLease gives the lease back, so that the next server need not wait.
 func (l *Log) dropLease() {
-	if l.lease == nil || l.lease.seq.Load() == 0 {
+	if l.lease == nil {
+		return
+	}
+	seq := l.lease.seq.Swap(0)
+	if seq == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()
-	if err := l.store.purge(ctx, l.names.lease, l.names.holder, l.lease.seq.Load()+1); err != nil {
+	if err := l.store.purge(ctx, l.names.lease, l.names.holder, seq+1); err != nil {
 		l.cfg.Logger.Warn("give back the lease of the log", "error", err)
 	}
 }
