@@ -314,6 +314,44 @@ func TestOpenLayoutNamesWhatIsWrong(t *testing.T) {
 	}
 }
 
+// A bundle holds what its name says, and the roots are two.
+func TestBundles(t *testing.T) {
+	l := mustInit(t, true)
+	other := mustInit(t, true)
+	read := func(path string) []byte {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	service := read(l.server(serviceCAsFile))
+	for path, content := range map[string][]byte{
+		l.server(deviceCAsFile):  service,
+		l.server(serviceCAsFile): append(service, read(l.BrokerCertPath("mqtt.example.com"))...),
+		l.BrokerRootsPath():      append(read(l.BrokerRootsPath()), read(filepath.Join(other.CADir("a"), "root.crt"))...),
+		l.AnchorsPath():          read(l.BrokerRootsPath()),
+	} {
+		good := read(path)
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenLayout(l.Dir); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", path, err)
+		}
+		if err := os.WriteFile(path, good, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := strings.Replace(string(read(l.ConfigPath())), `"mqtt.example.com"`, `"mqtt_example"`, 1)
+	if err := os.WriteFile(l.ConfigPath(), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenLayout(l.Dir); !errors.Is(err, pki.ErrDomain) {
+		t.Error(err)
+	}
+}
+
 func TestExposedKeyIsRefused(t *testing.T) {
 	l := mustInit(t, true)
 	if err := os.Chmod(l.BrokerKeyPath("mqtt.example.com"), 0o644); err != nil {
@@ -435,6 +473,19 @@ func TestIdAndKeyAreBoundForLife(t *testing.T) {
 	}
 	if _, err := ca.EnrollDevice(1, a, "", time.Now()); err != nil {
 		t.Error("the same again:", err)
+	}
+	// It is refused before anybody is asked for a passphrase.
+	ca.Close()
+	ca, err := OpenCA(l.CADir("a"), func() ([]byte, error) { t.Error("asked"); return nil, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ca.Close()
+	if err := os.Remove(filepath.Join(l.CADir("a"), "device-1.key")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ca.EnrollDevice(1, b, "", time.Now()); !errors.Is(err, pki.ErrBound) {
+		t.Error("the key was looked for first:", err)
 	}
 }
 

@@ -242,6 +242,29 @@ func TestBrokerPairOfAnotherDomain(t *testing.T) {
 	}
 }
 
+// A key and a certificate that do not belong together are not served, and a third
+// file beside them does not change that.
+func TestBrokerPairBelongsTogether(t *testing.T) {
+	const domain = "mqtt.example.com"
+	l := mustInit(t, true)
+	cert, err := mustCA(t, l.CADir("a"), "").IssueBroker(domain, &newKey(t).PublicKey, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(l.nextCert(domain), pki.EncodeCert(cert.Raw), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(l.BrokerKeyPath(domain)); err != nil {
+		t.Fatal(err)
+	}
+	if err := pki.WriteKey(l.BrokerKeyPath(domain), newKey(t), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenLayout(l.Dir); err == nil || !strings.Contains(err.Error(), "does not belong to") {
+		t.Error(err)
+	}
+}
+
 // A result file that somebody else wrote finds no request, whatever name it gives.
 func TestOpenResultStaysInItsDirectory(t *testing.T) {
 	l := mustInit(t, true)

@@ -2,6 +2,7 @@ package pki
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -111,8 +112,35 @@ func TestJournalChain(t *testing.T) {
 			t.Fatalf("byte %d (%q): %v", i, good[i], err)
 		}
 	}
+	if err := open(bytes.Replace(good, []byte(`{"n":4`), []byte(`{"n":5`), 1)); !errors.Is(err, ErrJournal) {
+		t.Error("the last line has another number:", err)
+	}
 	if err := open(good); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// What a line says it is must fit its place, though the chain holds.
+func TestJournalBeginsOnce(t *testing.T) {
+	line := func(e Entry) []byte {
+		b, err := encodeEntry(e)
+		return must(t, b, err)
+	}
+	zeros, id := strings.Repeat("0", 64), strings.Repeat("7", 32)
+	first := line(Entry{Number: 1, Prev: zeros, What: whatBegin, Fleet: id})
+	prev := fmt.Sprintf("%x", sha256.Sum256(first[:len(first)-1]))
+	for name, content := range map[string][]byte{
+		"begins twice":       append(bytes.Clone(first), line(Entry{Number: 2, Prev: prev, What: whatBegin, Fleet: id})...),
+		"begins with a leaf": line(Entry{Number: 1, Prev: zeros, What: whatIssue, Fleet: id}),
+		"names no fleet":     line(Entry{Number: 1, Prev: zeros, What: whatBegin}),
+	} {
+		path := filepath.Join(t.TempDir(), "j")
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenJournal(path); !errors.Is(err, ErrJournal) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
