@@ -201,4 +201,3 @@ func (s *session) dropLost() {
 		i++
 	}
 }
-
