@@ -5,12 +5,13 @@ import (
 	"crypto/ecdsa"
 	"crypto/x509"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
-	"time"
 
 	"hawser/internal/message"
 )
@@ -54,11 +55,13 @@ func serverFiles(t *testing.T, dir string) *authority {
 // that reaches it.
 func outside(t *testing.T, root *authority, port string, cmd *exec.Cmd) Config {
 	t.Helper()
+	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	cfg := (&fakeServer{t: t, root: root}).config(t)
+	cfg.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	cfg.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, network, "127.0.0.1:"+port)
 	}
@@ -73,7 +76,7 @@ func TestAgainstMosquitto(t *testing.T) {
 			dir := t.TempDir()
 			root := serverFiles(t, dir)
 			port, plain := freePort(t), freePort(t)
-			conf := fmt.Sprintf("user root\nper_listener_settings false\nallow_anonymous true\nlistener %s 127.0.0.1\nlistener %s 127.0.0.1\ncertfile %s/s.crt\nkeyfile %s/s.key\ntls_version tlsv1.3\n", plain, port, dir, dir)
+			conf := fmt.Sprintf("user root\nper_listener_settings false\nallow_anonymous true\nlistener %s 127.0.0.1\nlistener %s 127.0.0.1\ncertfile %s/s.crt\nkeyfile %s/s.key\ntls_version tlsv1.3\nciphers_tls1.3 TLS_AES_128_GCM_SHA256\n", plain, port, dir, dir)
 			if err := os.WriteFile(filepath.Join(dir, "m.conf"), []byte(conf), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -154,7 +157,7 @@ func dialOutside(t *testing.T, cfg Config) error {
 	defer cancel()
 	raw, err := cfg.Dial(ctx, "tcp", "")
 	for err != nil && ctx.Err() == nil {
-		time.Sleep(time.Millisecond)
+		runtime.Gosched()
 		raw, err = cfg.Dial(ctx, "tcp", "")
 	}
 	if err != nil {

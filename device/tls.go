@@ -47,9 +47,10 @@ func (c serverCheck) connection(cs tls.ConnectionState) error {
 		return errors.New("the server does not speak TLS 1.3")
 	case cs.CurveID != tls.CurveP256:
 		return fmt.Errorf("key exchange over %v instead of P-256", cs.CurveID)
-	case cs.CipherSuite == tls.TLS_CHACHA20_POLY1305_SHA256 && c.allowChaCha:
-	case cs.CipherSuite != tls.TLS_AES_128_GCM_SHA256:
-		return fmt.Errorf("the server chose %s\nhint: on a CPU without AES instructions set AllowChaCha", tls.CipherSuiteName(cs.CipherSuite))
+	case cs.CipherSuite == tls.TLS_CHACHA20_POLY1305_SHA256 && !c.allowChaCha:
+		return errors.New("the server chose ChaCha20-Poly1305, as it does for a CPU without AES instructions\nhint: set AllowChaCha")
+	case cs.CipherSuite != tls.TLS_AES_128_GCM_SHA256 && cs.CipherSuite != tls.TLS_CHACHA20_POLY1305_SHA256:
+		return fmt.Errorf("the server chose %s, want TLS_AES_128_GCM_SHA256", tls.CipherSuiteName(cs.CipherSuite))
 	}
 	if len(cs.PeerCertificates) == 0 {
 		return errors.New("the server sent no certificate")
