@@ -214,30 +214,44 @@ func (l *Layout) LoadBrokerLeaf(domain string, now time.Time) (*tls.Certificate,
 	return &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}, nil
 }
 
-// brokerPair reads key and certificate of a domain. A crash between the two
-// renames of InstallBrokerLeaf leaves the new key with the old certificate, and
-// the new certificate beside it: then the second rename is made up for.
+// brokerPair reads key and certificate of a domain. Between the two renames of
+// InstallBrokerLeaf (a crash, or another process that is at it right now) the new
+// key stands with the old certificate, and the new certificate beside it: then the
+// second rename is made here.
 func (l *Layout) brokerPair(domain string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+	cert, key, err := l.readBrokerPair(domain)
+	if err != nil || key.PublicKey.Equal(cert.PublicKey) {
+		return cert, key, err
+	}
+	next, err := l.readBrokerCert(l.nextCert(domain), domain)
+	if err == nil && key.PublicKey.Equal(next.PublicKey) {
+		return next, key, l.finishInstall(domain)
+	}
+	// The other process may have come to its second rename since the certificate was read.
+	cert, key, err = l.readBrokerPair(domain)
+	if err == nil && !key.PublicKey.Equal(cert.PublicKey) {
+		return nil, nil, fmt.Errorf("%s does not belong to %s\nhint: hawser ca issue-broker --dir %s",
+			l.BrokerKeyPath(domain), l.BrokerCertPath(domain), l.Dir)
+	}
+	return cert, key, err
+}
+
+func (l *Layout) readBrokerPair(domain string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	key, err := pki.ReadKey(l.BrokerKeyPath(domain), nil)
 	if err != nil {
 		return nil, nil, missing(err)
 	}
 	cert, err := l.readBrokerCert(l.BrokerCertPath(domain), domain)
-	if err != nil {
-		return nil, nil, missing(err)
+	return cert, key, missing(err)
+}
+
+// finishInstall is the second rename; another process may have made it already.
+func (l *Layout) finishInstall(domain string) error {
+	err := rename(l.nextCert(domain), l.BrokerCertPath(domain))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	if key.PublicKey.Equal(cert.PublicKey) {
-		return cert, key, nil
-	}
-	next, err := l.readBrokerCert(l.nextCert(domain), domain)
-	if err != nil || !key.PublicKey.Equal(next.PublicKey) {
-		return nil, nil, fmt.Errorf("%s does not belong to %s\nhint: hawser ca issue-broker --dir %s",
-			l.BrokerKeyPath(domain), l.BrokerCertPath(domain), l.Dir)
-	}
-	if err := rename(l.nextCert(domain), l.BrokerCertPath(domain)); err != nil {
-		return nil, nil, err
-	}
-	return next, key, nil
+	return err
 }
 
 func (l *Layout) readBrokerCert(path, domain string) (*x509.Certificate, error) {
@@ -301,7 +315,7 @@ func (l *Layout) InstallBrokerLeaf(der []byte) (domain string, err error) {
 	if err := rename(l.nextKey(domain), l.BrokerKeyPath(domain)); err != nil {
 		return "", err
 	}
-	return domain, rename(l.nextCert(domain), l.BrokerCertPath(domain))
+	return domain, l.finishInstall(domain)
 }
 
 // rename is durable when it returns.

@@ -199,6 +199,46 @@ func TestInstallBrokerLeafSurvivesACrash(t *testing.T) {
 	}
 }
 
+// A reader that runs while leaves are installed, as a server does beside the command,
+// never sees a pair that does not belong together, and neither trips over the other.
+func TestInstallBesideAReader(t *testing.T) {
+	const domain = "mqtt.example.com"
+	l := mustInit(t, true)
+	ca := mustCA(t, l.CADir("a"), "")
+	done, stopped := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-done:
+				stopped <- nil
+				return
+			default:
+			}
+			if _, err := l.LoadBrokerLeaf(domain, time.Now()); err != nil {
+				stopped <- err
+				return
+			}
+		}
+	}()
+	for range 50 {
+		key, err := l.NewBrokerKey(domain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := ca.IssueBroker(domain, &key.PublicKey, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.InstallBrokerLeaf(cert.Raw); err != nil {
+			t.Error(err)
+		}
+	}
+	close(done)
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestInstallBrokerLeafRefuses(t *testing.T) {
 	const domain = "mqtt.example.com"
 	l, other := mustInit(t, true), mustInit(t, true)

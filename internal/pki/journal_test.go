@@ -200,3 +200,14 @@ func FuzzJournal(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkOpenJournalOf10000(b *testing.B) {
+	path := newJournal(b, 10000)
+	for b.Loop() {
+		j, err := OpenJournal(path)
+		must(b, j, err)
+		if err := j.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -81,12 +81,6 @@ func MarshalKey(key *ecdsa.PrivateKey, passphrase []byte) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: blockEncrypted, Bytes: der}), nil
 }
 
-// KeyEncrypted reports whether text is an encrypted key file.
-func KeyEncrypted(text []byte) bool {
-	b, _ := pem.Decode(text)
-	return b != nil && b.Type == blockEncrypted
-}
-
 // IsKey reports whether text holds a private key of any common kind, ours or not.
 func IsKey(text []byte) bool { return bytes.Contains(text, []byte(blockKey+"-----")) }
 
@@ -176,8 +170,8 @@ func checkPBES2(der []byte) error {
 		return errors.New("encrypted key is not PKCS#8 with PBES2 and scrypt")
 	}
 	var iv []byte
-	rest, err := asn1.Unmarshal(p.Cipher.Parameters.FullBytes, &iv)
-	if err != nil || len(rest) > 0 || p.Cipher.Algorithm.String() != "2.16.840.1.101.3.4.1.42" || len(iv) != aes.BlockSize {
+	_, err := asn1.Unmarshal(p.Cipher.Parameters.FullBytes, &iv) // one value: there can be no rest
+	if err != nil || p.Cipher.Algorithm.String() != "2.16.840.1.101.3.4.1.42" || len(iv) != aes.BlockSize {
 		return errors.New("encrypted key is not encrypted with AES-256-CBC")
 	}
 	if len(e.Data) == 0 || len(e.Data)%aes.BlockSize != 0 {
