@@ -279,8 +279,28 @@ func (s *Service) finished(ref registry.CommandRef) {
 	delete(s.waiters, ref)
 }
 
-// Wait gives the command when it is no longer pending. When ctx ends before, it
-// gives the command as it stands and the cause.
+// Barred says that a device was revoked, retired or quarantined: nothing is sent
+// until its next Ready, and who waits for one of its commands looks again.
+func (s *Service) Barred(id identity.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.devices[id]; d != nil {
+		d.ready = false
+		d.round++
+	}
+	for ref, list := range s.waiters {
+		if ref.Device != id {
+			continue
+		}
+		for _, w := range list {
+			w <- struct{}{}
+		}
+		delete(s.waiters, ref)
+	}
+}
+
+// Wait gives the command when it is no longer pending, or when its device is
+// barred. When ctx ends before, it gives the command as it stands and the cause.
 func (s *Service) Wait(ctx context.Context, id identity.ID, cid uint64) (registry.Command, error) {
 	ref := registry.CommandRef{Device: id, CID: cid}
 	signal := make(chan struct{}, 1)

@@ -197,6 +197,7 @@ func TestWhatAnAnswerMeans(t *testing.T) {
 		ok, bad, dup, late = message.OK, message.Failed, message.Duplicate, message.Expired
 		nosuch             = message.UnknownCommand
 	)
+	s, _, r := newService(t)
 	for _, c := range []struct {
 		from S
 		says message.Status
@@ -211,7 +212,6 @@ func TestWhatAnAnswerMeans(t *testing.T) {
 		{unknown, ok, answered}, {unknown, bad, failed}, {unknown, dup, unknown}, {unknown, late, unknown},
 	} {
 		t.Run(string(c.from)+"-"+c.says.String(), func(t *testing.T) {
-			s, _, r := newService(t)
 			cid := queue(t, s, "x", time.Time{})
 			bring(t, r, registry.CommandRef{Device: testID, CID: cid}, c.from)
 			answer(t, s, cid, c.says, message.CBOR)
@@ -402,6 +402,38 @@ func TestCancel(t *testing.T) {
 	}
 	if err := s.Cancel(t.Context(), "tester", testID, 999); !errors.Is(err, registry.ErrNotFound) {
 		t.Errorf("an unknown one: %v", err)
+	}
+}
+
+func TestRevocationEndsTheWaiting(t *testing.T) {
+	s, w, r := newService(t)
+	cid := queue(t, s, "a", time.Time{})
+	s.Ready(testID, message.CBOR)
+	m := w.take(t)
+	result := make(chan registry.CommandState)
+	go func() {
+		c, err := s.Wait(t.Context(), testID, cid)
+		if err != nil {
+			t.Error(err)
+		}
+		result <- c.State
+	}()
+	err := r.Update(t.Context(), func(tx *registry.Tx) error {
+		return tx.SetDeviceState("test", testID, registry.DeviceRevoked, "stolen")
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Barred(testID)
+	if got := <-result; got != registry.CommandCancelled {
+		t.Errorf("%s", got)
+	}
+	m.deliver(true) // too late to matter
+	if got := state(t, r, cid); got != registry.CommandCancelled {
+		t.Errorf("%s", got)
+	}
+	if _, err := s.Queue(t.Context(), "tester", testID, "b", nil, time.Time{}); !errors.Is(err, registry.ErrState) {
+		t.Errorf("a revoked device: %v", err)
 	}
 }
 

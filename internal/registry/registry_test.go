@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -346,4 +347,22 @@ func TestWriterIsDurable(t *testing.T) {
 	if _, err := r.read.Exec(`DELETE FROM meta`); err == nil {
 		t.Error("a reader can write")
 	}
+}
+
+// FuzzPrefix holds the range of a prefix against the spelling of its ends.
+func FuzzPrefix(f *testing.F) {
+	for _, seed := range []string{"", "A", "AB00", "FFFFFFFF", "00000000", "g", "+1", "ab", "123456789"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		low, high, err := prefixRange(s)
+		if err != nil {
+			return
+		}
+		first, last := identity.ID(low).String(), identity.ID(high).String()
+		zeros, ones := strings.Repeat("0", 8-len(s)), strings.Repeat("F", 8-len(s))
+		if first != s+zeros || last != s+ones {
+			t.Errorf("%q: %s to %s", s, first, last)
+		}
+	})
 }

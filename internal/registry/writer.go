@@ -167,6 +167,7 @@ func (w *writer) commitGroup() bool {
 // transact runs body in one transaction and commits it.
 func (w *writer) transact(body func() error) error {
 	if err := w.exec(`BEGIN IMMEDIATE`); err != nil {
+		_ = w.exec(`ROLLBACK`) // in case the last one could not: the next group begins anew
 		return fmt.Errorf("begin: %w", err)
 	}
 	err := body()

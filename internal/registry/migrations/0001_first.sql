@@ -60,6 +60,7 @@ CREATE TABLE certificates (
   at          BIGINT NOT NULL
 );
 CREATE UNIQUE INDEX certificates_active ON certificates (kind, name, generation) WHERE state = 'active';
+CREATE INDEX certificates_end ON certificates (not_after) WHERE state = 'active';
 CREATE INDEX certificates_name ON certificates (kind, name);
 
 CREATE TABLE services (
