@@ -3,6 +3,7 @@ package msglog
 import (
 	"fmt"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"syscall"
@@ -119,4 +120,33 @@ func cpuTime() time.Duration {
 		panic(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkRead reads the whole log from the store (not from memory). Size it
+// with HAWSER_READ_RECORDS.
+func BenchmarkRead(b *testing.B) {
+	records := envInt(b, "HAWSER_READ_RECORDS", 300_000)
+	cfg := testConfig(b)
+	cfg.RingBytes = 1
+	create(b, cfg)
+	l := open(b, cfg, State{}, Hooks{})
+	fillHistory(b, l, records, 100)
+	debug.FreeOSMemory()
+	before := rss(b)
+	var peak int64
+	b.ReportAllocs()
+	n := 0
+	for b.Loop() {
+		err := l.Read(b.Context(), 0, func(*Record) error {
+			if n++; n%100_000 == 0 {
+				peak = max(peak, rss(b))
+			}
+			return nil
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "records/s")
+	b.ReportMetric(float64(peak-before)/(1<<20), "RSS-growth-MiB")
 }

@@ -46,7 +46,7 @@ type chunk struct {
 
 // Sizes of one write to H.
 const (
-	writeChunks = 256
+	writeChunks = 512
 	writeBytes  = 2 << 20
 	// perChunk is what an open chunk takes beside its records.
 	perChunk = 256

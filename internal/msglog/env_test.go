@@ -3,8 +3,9 @@ package msglog
 import (
 	"os"
 	"strconv"
-	"syscall"
+	"strings"
 	"testing"
+	"time"
 )
 
 func envInt(t testing.TB, name string, d int) int {
@@ -17,15 +18,6 @@ func envInt(t testing.TB, name string, d int) int {
 		t.Fatal(err)
 	}
 	return n
-}
-
-// maxRSS is the peak of this process in bytes.
-func maxRSS(t testing.TB) int64 {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		t.Fatal(err)
-	}
-	return u.Maxrss << 10
 }
 
 // fillHistory appends records of 100 bytes, evenly over devices, and waits
@@ -45,9 +37,22 @@ func fillHistory(t testing.TB, l *Log, records, devices int) {
 	for range cap(w) {
 		w <- struct{}{}
 	}
-	eventually(t, "chunker caught up", func() bool {
+	within(t, 10*time.Minute, "chunker caught up", func() bool {
 		l.chunks.mu.Lock()
 		defer l.chunks.mu.Unlock()
 		return l.chunks.pos >= MakePos(l.End().Frame()-1, 0)
 	})
+}
+
+// rss is what this process has in memory now, in bytes.
+func rss(t testing.TB) int64 {
+	raw, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages, err := strconv.ParseInt(strings.Fields(string(raw))[1], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pages * int64(os.Getpagesize())
 }

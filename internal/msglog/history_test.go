@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"testing"
 	"time"
@@ -125,16 +126,25 @@ func BenchmarkHistory(b *testing.B) {
 	create(b, cfg)
 	l := open(b, cfg, State{}, Hooks{})
 	fillHistory(b, l, records, devices)
+	name := device(devices / 2).Name
+	b.Run("last-1000", func(b *testing.B) {
+		benchQuery(b, l, Query{Name: name, Limit: 1000, Reverse: true}, min(1000, records/devices))
+	})
+	b.Run("all", func(b *testing.B) { benchQuery(b, l, Query{Name: name}, records/devices) })
+}
+
+func benchQuery(b *testing.B, l *Log, q Query, want int) {
+	debug.FreeOSMemory()
+	before := rss(b)
 	var slowest time.Duration
 	for b.Loop() {
 		start := time.Now()
 		n := 0
-		q := Query{Name: device(devices / 2).Name, Limit: 1000, Reverse: true}
-		if err := l.History(context.Background(), q, func(*Record) error { n++; return nil }); err != nil || n != min(1000, records/devices) {
+		if err := l.History(context.Background(), q, func(*Record) error { n++; return nil }); err != nil || n != want {
 			b.Fatal(n, err)
 		}
 		slowest = max(slowest, time.Since(start))
 	}
 	b.ReportMetric(float64(slowest.Microseconds())/1000, "slowest-ms")
-	b.ReportMetric(float64(maxRSS(b))/(1<<20), "peak-RSS-MiB")
+	b.ReportMetric(float64(rss(b)-before)/(1<<20), "RSS-growth-MiB")
 }

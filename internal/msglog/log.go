@@ -79,6 +79,7 @@ func (n names) configs(replicas int) []jetstream.StreamConfig {
 	q.Name, q.Subjects, q.AllowAtomicPublish = n.queue, []string{n.q + "*", n.mark}, true
 	r.Name, r.Subjects, r.AllowAtomicPublish, r.MaxMsgsPerSubject = n.retained, []string{n.r + "*"}, true, 1
 	h.Name, h.Subjects, h.AllowAtomicPublish = n.history, []string{n.h + "*", n.s + "*"}, true
+	h.MaxMsgsPerSubject = 1 << 40 // never reached: it makes blocks of 4 MiB, of which one is read for each chunk
 	return []jetstream.StreamConfig{logCfg, q, r, h}
 }
 
