@@ -94,7 +94,7 @@ func newService(t *testing.T) (*Service, wire, *registry.Registry) {
 }
 
 // run starts a service that stops with the test.
-func run(t *testing.T, r Store, sender Sender) *Service {
+func run(t testing.TB, r Store, sender Sender) *Service {
 	t.Helper()
 	s, err := New(t.Context(), r, sender, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	if err != nil {
@@ -484,5 +484,52 @@ func TestQueuedAfterTheReading(t *testing.T) {
 	s.Ready(testID, message.CBOR)
 	if m := w.take(t); m.cmd.CID != cid {
 		t.Fatalf("sent again %d, want %d", m.cmd.CID, cid)
+	}
+}
+
+// deliverAll acknowledges whatever is sent and counts it.
+type deliverAll chan struct{}
+
+func (c deliverAll) SendCommand(_ identity.ID, _ []byte, done func(bool)) {
+	done(true)
+	c <- struct{}{}
+}
+
+// BenchmarkReady brings 5,000 devices back at once, with and without a pending
+// command each.
+func BenchmarkReady(b *testing.B) {
+	const devices = 5000
+	for name, each := range map[string]bool{"idle": false, "pending": true} {
+		b.Run(name, func(b *testing.B) {
+			r := openStore(b, newStore(b))
+			err := r.Update(b.Context(), func(tx *registry.Tx) error {
+				for i := range devices {
+					id := identity.ID(0x10000000 + i)
+					err := tx.Enrol("test", registry.Enrolment{ID: id, KeyHash: [32]byte{2, byte(i), byte(i >> 8)}, CSR: []byte{1}})
+					if err == nil && each {
+						_, err = tx.QueueCommand(registry.Command{Device: id, Name: "x", CreatedBy: "test"})
+					}
+					if err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			sent := make(deliverAll, devices)
+			s := run(b, r, sent)
+			b.ResetTimer()
+			for range b.N {
+				for i := range devices {
+					s.Ready(identity.ID(0x10000000+i), message.CBOR)
+				}
+				for i := 0; each && i < devices; i++ {
+					<-sent
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/1e3/float64(b.N*devices), "µs/device")
+		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -116,6 +117,34 @@ func TestStartEpoch(t *testing.T) {
 		if got := start(step.log, step.epoch); got != step.want {
 			t.Errorf("step %d: got %+v, want %+v", i, got, step.want)
 		}
+	}
+}
+
+// TestCommandIDsOnlyGrow restores an old registry under a log that has seen more.
+func TestCommandIDsOnlyGrow(t *testing.T) {
+	r := newRegistry(t, Options{})
+	must(t, r, enrol(1))
+	var cids []uint64
+	queue := func() {
+		must(t, r, func(tx *Tx) error {
+			cid, err := tx.QueueCommand(Command{Device: 1, Name: "x", CreatedBy: "test"})
+			cids = append(cids, cid)
+			return err
+		})
+	}
+	start := func(number uint64, epoch uint32) {
+		must(t, r, func(tx *Tx) error { _, err := tx.RecordStart(number, epoch, time.Now()); return err })
+	}
+	start(0, 0)
+	queue()
+	queue()
+	start(5, 0)
+	queue()
+	queue()
+	start(6, 1)
+	queue()
+	if want := []uint64{1, 2, 1<<32 | 1, 1<<32 | 2, 1<<32 | 3}; !slices.Equal(cids, want) {
+		t.Errorf("got %x, want %x", cids, want)
 	}
 }
 
