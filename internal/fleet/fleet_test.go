@@ -39,13 +39,70 @@ func options(t *testing.T, trial bool) InitOptions {
 	}
 }
 
+// mustInit makes a trial fleet, or gives a copy of the one production fleet that
+// TestMain made: its scrypt costs ten seconds under the race detector.
 func mustInit(t *testing.T, trial bool) *Layout {
 	t.Helper()
-	l, err := Init(options(t, trial))
+	o := options(t, trial)
+	if trial {
+		l, err := Init(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	copyTree(t, production, o.Dir)
+	l, err := OpenLayout(o.Dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return l
+}
+
+var production string // set by TestMain, never written to afterwards
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "hawser-fleet-*")
+	if err != nil {
+		panic(err)
+	}
+	production = filepath.Join(dir, "fleet")
+	_, err = Init(InitOptions{Dir: production, Passphrases: passphrases, Organisation: "Acme Pumps", Country: "DE",
+		Domains: []string{"mqtt.example.com", "rescue.example.com"}})
+	if err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	if err := os.RemoveAll(dir); err != nil {
+		panic(err)
+	}
+	os.Exit(code)
+}
+
+// copyTree copies files and directories with their permissions.
+func copyTree(t *testing.T, from, to string) {
+	t.Helper()
+	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, strings.TrimPrefix(path, from))
+		if d.IsDir() {
+			return os.Mkdir(target, info.Mode().Perm())
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(target, data, info.Mode().Perm())
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func mustCA(t *testing.T, dir, pass string) *CA {
@@ -405,6 +462,16 @@ func TestCAKeysPresent(t *testing.T) {
 		t.Fatal(got)
 	}
 	if err := os.Remove(filepath.Join(l.ServerDir(), "link")); err != nil {
+		t.Fatal(err)
+	}
+	// What cannot be looked into is not known to be harmless.
+	if err := os.Symlink("loop", filepath.Join(l.ServerDir(), "loop")); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(l.CAKeysPresent()); got != "[server/loop]" {
+		t.Error(got)
+	}
+	if err := os.Remove(filepath.Join(l.ServerDir(), "loop")); err != nil {
 		t.Fatal(err)
 	}
 	// Decrypted and renamed by openssl, in SEC1 form.
