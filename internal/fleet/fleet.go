@@ -2,8 +2,8 @@
 // lies, and what must hold before any of them is used.
 //
 // It promises that a directory made by Init is whole or not there, that a missing,
-// damaged or exposed file is named and refused and never made anew, and that a CA
-// key signs only what is in the CA's own journal before the certificate leaves.
+// damaged or exposed file is named and refused and never made anew, and that a
+// certificate leaves a CA only after the CA's own journal holds it on disk.
 //
 //	fleet/hawser.toml      the configuration
 //	fleet/server/          what serve needs; in production this and hawser.toml go to the server
