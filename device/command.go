@@ -111,7 +111,7 @@ func (d *Device) acknowledge(j job) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.conn != j.from {
+	if d.conn != j.from || !j.from.closeBy.IsZero() {
 		return
 	}
 	ack := mqtt.Ack{Type: mqtt.PUBACK, PacketID: j.packetID}

@@ -400,12 +400,18 @@ func TestLoad(t *testing.T) {
 func TestNewRefuses(t *testing.T) {
 	s := newServer(t)
 	cases := map[string]func(*Config){
-		"no server":     func(c *Config) { c.Servers = nil },
-		"no roots":      func(c *Config) { c.Roots = nil },
-		"no store":      func(c *Config) { c.Store = nil },
-		"leaf as root":  func(c *Config) { c.Roots[0] = s.root.serverLeaf(t, nil).Leaf },
-		"no id":         func(c *Config) { c.Certificate = deviceCertificate(t, "abcd1234") },
-		"damaged state": func(c *Config) { c.Store.Save("state", make([]byte, 21)) },
+		"no server":    func(c *Config) { c.Servers = nil },
+		"no roots":     func(c *Config) { c.Roots = nil },
+		"no store":     func(c *Config) { c.Store = nil },
+		"leaf as root": func(c *Config) { c.Roots[0] = s.root.serverLeaf(t, nil).Leaf },
+		"no id":        func(c *Config) { c.Certificate = deviceCertificate(t, "abcd1234") },
+		"short state":  func(c *Config) { c.Store.Save("state", []byte{1}) },
+		"damaged state": func(c *Config) {
+			store := &MemStore{}
+			state{cid: 7}.save(store)
+			store.blobs[stateName][8] ^= 1
+			c.Store = store
+		},
 	}
 	for name, spoil := range cases {
 		cfg := s.config(t)

@@ -104,7 +104,7 @@ func (d *Device) pump() {
 // load moves messages from the queue to the bytes to be written, as far as the window and a
 // bounded buffer allow. d.mu is held.
 func (d *Device) load(s *session) {
-	if d.conn != s {
+	if d.conn != s || !s.closeBy.IsZero() {
 		return
 	}
 	for len(d.queue) > 0 && len(s.out) < flushAt && (d.queue[0].QoS == 0 || len(d.inflight) < s.window) {

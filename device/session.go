@@ -16,9 +16,10 @@ import (
 const (
 	attemptTimeout = 30 * time.Second // TCP, TLS and CONNACK of one attempt
 	writeTimeout   = 15 * time.Second
-	stableAfter    = time.Minute // a connection of this age starts the backoff anew
-	maxPacket      = 256 << 10   // what is read, announced in CONNECT
-	readBuffer     = 1 << 10     // kept while idle
+	closeTimeout   = 500 * time.Millisecond // from DISCONNECT to the server's close
+	stableAfter    = time.Minute            // a connection of this age starts the backoff anew
+	maxPacket      = 256 << 10              // what is read, announced in CONNECT
+	readBuffer     = 1 << 10                // kept while idle
 	flushAt        = 16 << 10
 	sessionExpiry  = 30 * 24 * 3600 // seconds that the server keeps the session
 	receiveMaximum = 16             // messages of the server on their way to handlers
@@ -46,6 +47,7 @@ type session struct {
 	failed    error     // why the connection ended: nothing is written any more
 	settled   []outcome // to be told after the next write
 	lastWrite time.Time
+	closeBy   time.Time // not zero: DISCONNECT is said, and the server has until then to close
 
 	// the reader's
 	in       []byte // read and not parsed
@@ -258,10 +260,8 @@ func (s *session) fill() error {
 	if cap(s.in)-len(s.in) < readBuffer/2 {
 		s.in = append(make([]byte, 0, max(readBuffer, 2*len(s.in))), s.in...)
 	}
-	if s.live {
-		if err := s.conn.SetReadDeadline(s.deadline()); err != nil {
-			return err
-		}
+	if err := s.limitRead(); err != nil {
+		return err
 	}
 	n, err := s.conn.Read(s.in[len(s.in):cap(s.in)])
 	if s.in = s.in[:len(s.in)+n]; n > 0 {
@@ -271,11 +271,12 @@ func (s *session) fill() error {
 	return err
 }
 
-// deadline is when to ping, if nothing is read or nothing is written, or when to
-// give up waiting for the answer to a ping.
-func (s *session) deadline() time.Time {
-	if !s.pingedAt.IsZero() {
-		return s.pingedAt.Add(max(s.keepAlive/2, time.Second))
+// limitRead sets when the next read gives up: when it is time to ping, since nothing was
+// read or nothing was written, when the answer to a ping is overdue, or at closeBy. Before
+// CONNACK the limit is that of the whole attempt. The lock keeps it from undoing goodbye's.
+func (s *session) limitRead() error {
+	if !s.live {
+		return nil
 	}
 	s.device.mu.Lock()
 	defer s.device.mu.Unlock()
@@ -283,17 +284,24 @@ func (s *session) deadline() time.Time {
 	if s.lastWrite.Before(quiet) {
 		quiet = s.lastWrite
 	}
-	return quiet.Add(s.keepAlive * 3 / 4)
+	limit := quiet.Add(s.keepAlive * 3 / 4)
+	switch {
+	case !s.closeBy.IsZero():
+		limit = s.closeBy
+	case !s.pingedAt.IsZero():
+		limit = s.pingedAt.Add(max(s.keepAlive/2, time.Second))
+	}
+	return s.conn.SetReadDeadline(limit)
 }
 
-// tick is called at the deadline: it pings, or gives the connection up.
+// tick is called when a read gave up: it pings, or gives the connection up.
 func (d *Device) tick(s *session) error {
-	if !s.pingedAt.IsZero() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !s.pingedAt.IsZero() || !s.closeBy.IsZero() {
 		return errors.New("the server does not answer")
 	}
 	s.pingedAt = time.Now()
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	s.out = (&mqtt.Ping{Type: mqtt.PINGREQ}).Append(s.out, s.version)
 	d.flush(s)
 	return s.failed
@@ -316,8 +324,12 @@ func (d *Device) flush(s *session) {
 		if len(b) > 0 {
 			s.lastWrite = time.Now()
 		}
+		limit := time.Now().Add(writeTimeout)
+		if !s.closeBy.IsZero() {
+			limit = s.closeBy
+		}
 		d.mu.Unlock()
-		err := s.write(b)
+		err := s.write(b, limit)
 		tell(settled, err)
 		d.mu.Lock()
 		if s.spare = b[:0]; cap(b) > 2*flushAt {
@@ -331,11 +343,11 @@ func (d *Device) flush(s *session) {
 	s.writing = false
 }
 
-func (s *session) write(b []byte) error {
+func (s *session) write(b []byte, limit time.Time) error {
 	if len(b) == 0 {
 		return nil
 	}
-	if err := s.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+	if err := s.conn.SetWriteDeadline(limit); err != nil {
 		return errors.Join(ErrNotSent, err)
 	}
 	if _, err := s.conn.Write(b); err != nil {
@@ -344,24 +356,27 @@ func (s *session) write(b []byte) error {
 	return nil
 }
 
-// goodbye ends the connection in order, so that the server sees no failure.
+// goodbye ends the connection in order, so that the server sees no failure. The reader goes
+// on until the server has closed: a close with unread bytes would be a reset, which could
+// overtake the DISCONNECT.
 func (d *Device) goodbye(s *session) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	s.out = (&mqtt.Disconnect{}).Append(s.out, s.version)
+	s.closeBy = time.Now().Add(closeTimeout)
+	s.conn.SetWriteDeadline(s.closeBy) // also for a write that is under way
 	d.flush(s)
-	d.mu.Unlock()
-	s.conn.Close()
+	s.conn.SetReadDeadline(s.closeBy)
 }
 
 // complain tells a 5.0 server what is wrong with it.
 func (d *Device) complain(s *session, e *mqtt.Error) {
-	if s.version != mqtt.V5 {
-		return
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s.out = (&mqtt.Disconnect{Code: e.Code}).Append(s.out, s.version)
-	d.flush(s)
+	if s.version == mqtt.V5 && s.closeBy.IsZero() {
+		s.out = (&mqtt.Disconnect{Code: e.Code}).Append(s.out, s.version)
+		d.flush(s)
+	}
 }
 
 func (d *Device) handle(ctx context.Context, s *session, h mqtt.Header, body []byte) error {
