@@ -112,19 +112,26 @@ func (c *conn) start() {
 type sent uint8
 
 const (
-	queued   sent = iota
-	refused       // the client takes too little, or is about to go
-	tooLarge      // for the client's maximum packet size: never to be sent
+	queued  sent = iota
+	refused      // the client takes too little, or is about to go
+	never        // not allowed, or too large for this client
 )
 
-// sendPublish queues a delivery. At QoS 0 it gives up when the client takes too
-// little. The caller holds the session's lock.
+// sendPublish queues a delivery. It is the one way out for messages, live,
+// queued, retained or sent again, and asks the authorizer on both ends: the
+// publisher must still be allowed to say this, and the client to hear it. At
+// QoS 0 it gives up when the client takes too little. The caller holds the
+// session's lock.
 func (c *conn) sendPublish(d *delivery, left uint32) sent {
+	if !c.m.may(Receive, d.msg.topic) || !c.b.dir.stillMayPublish(d.msg.from, d.msg.topic) {
+		c.b.stats.Refused.Add(1)
+		return never
+	}
 	var p mqtt.Publish
 	d.packet(&p, left)
 	if c.maxPacket > 0 && mqtt.PublishSize(c.version, &p) > c.maxPacket {
 		c.b.stats.TooLarge.Add(1)
-		return tooLarge
+		return never
 	}
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
@@ -412,7 +419,8 @@ func (c *conn) dispatch(h mqtt.Header, body []byte) error {
 	return &mqtt.Error{Code: mqtt.ProtocolError, Text: h.Type.String() + " from a client"}
 }
 
-// onDisconnect ends the connection as the client wants it (MQTT 5.0 3.14).
+// onDisconnect ends the connection as the client wants it. Only a normal end takes
+// the Will back (MQTT 5.0 3.14.4-3).
 func (c *conn) onDisconnect(flags byte, body []byte) error {
 	var d mqtt.Disconnect
 	if err := d.Decode(c.version, flags, body); err != nil {
@@ -423,6 +431,6 @@ func (c *conn) onDisconnect(flags byte, body []byte) error {
 			return err
 		}
 	}
-	c.end(fate{err: errEnded, will: d.Code == mqtt.DisconnectWithWill})
+	c.end(fate{err: errEnded, will: d.Code != mqtt.Success})
 	return errEnded
 }
