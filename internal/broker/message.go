@@ -126,9 +126,9 @@ func (s *subscription) setOptions(o byte) {
 }
 
 // loops reports what No Local keeps back (MQTT 5.0 3.8.3.1-3): what this very
-// client published.
+// client published. Records of a device carry no client id: it is the name.
 func (s *subscription) loops(from identity.Principal, client string) bool {
-	return s.noLocal && from == s.s.key.Principal && client == s.s.key.ClientID
+	return s.noLocal && from == s.s.key.Principal && (s.s.isDevice() || client == s.s.key.ClientID)
 }
 
 // match is what one record means for one session: one copy with the highest QoS
@@ -170,9 +170,6 @@ func (s *session) matchRecord(r *msglog.Record) (m match) {
 		if sub.group == nil && sub.start <= r.Pos && identity.Match(sub.filter, r.Topic) && !sub.loops(r.From, r.ClientID) {
 			m.add(sub, r.QoS, r.Retain)
 		}
-	}
-	if m.hit && !s.m.may(Receive, r.Topic) {
-		return match{}
 	}
 	return m
 }
