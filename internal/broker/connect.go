@@ -115,8 +115,13 @@ func (b *Broker) judgeConnect(m *member, p *mqtt.Connect, clientID string) (*reg
 		Delay: w.DelayInterval, HasExpiry: w.HasExpiry, Expiry: w.Expiry, Props: append([]byte(nil), w.Forward...)}, mqtt.Success, nil
 }
 
-// sayNo sends the refusing CONNACK.
+// sayNo sends the refusing CONNACK. What is no CONNECT at all, and a malformed one
+// of 3.1.1, is closed without (MQTT 3.1.1 3.1.4-1).
 func (b *Broker) sayNo(t *tls.Conn, v mqtt.Version, code mqtt.ReasonCode) {
+	broken := code == mqtt.MalformedPacket || code == mqtt.ProtocolError || code == mqtt.PacketTooLarge
+	if v == 0 || v != mqtt.V5 && broken {
+		return
+	}
 	if v != mqtt.V5 {
 		v = mqtt.V311
 	}
