@@ -188,7 +188,7 @@ func (s *session) pump() {
 		if !ok {
 			break
 		}
-		if !s.mayDeliver(d.msg) || d.qos == 0 {
+		if d.qos == 0 {
 			s.sendNow(c, &d, now)
 			continue
 		}
@@ -234,15 +234,9 @@ func (o *outgoing) pop(c *conn) (d delivery, ok bool) {
 	return d, true
 }
 
-// mayDeliver asks the authorizer on both ends for a message that has waited.
-func (s *session) mayDeliver(m *message) bool {
-	return s.m.may(Receive, m.topic) && s.b.dir.stillMayPublish(m.from, m.topic)
-}
-
 // sendNow handles what needs no place in the window.
 func (s *session) sendNow(c *conn, d *delivery, now time.Time) {
-	left, dead := d.msg.left(now)
-	if d.qos == 0 && !dead && s.mayDeliver(d.msg) {
+	if left, dead := d.msg.left(now); !dead {
 		c.sendPublish(d, left)
 	}
 	s.finish(d)
@@ -252,7 +246,7 @@ func (s *session) sendNow(c *conn, d *delivery, now time.Time) {
 // there when it can never be sent.
 func (s *session) transmit(c *conn, d *delivery, now time.Time) {
 	left, dead := d.msg.left(now)
-	if dead && !d.dup || c.sendPublish(d, left) == tooLarge {
+	if dead && !d.dup || c.sendPublish(d, left) == never {
 		s.conclude(d)
 	}
 }

@@ -180,7 +180,7 @@ func (s *session) restore(c *conn, r *msglog.Record, seq uint64) {
 		return
 	}
 	m := s.matchRecord(r)
-	if !m.hit || m.qos == 0 || !s.b.dir.stillMayPublish(r.From, r.Topic) {
+	if !m.hit || m.qos == 0 {
 		return
 	}
 	d := delivery{msg: newMessage(r), pos: r.Pos, seq: seq, ids: m.ids, qos: m.qos, retain: m.retain}

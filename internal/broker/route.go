@@ -237,7 +237,7 @@ func (b *Broker) toServices(r *msglog.Record, m *message) {
 
 // collect notes one matching subscription.
 func (b *Broker) collect(sub *subscription, r *msglog.Record) {
-	if sub.start > r.Pos || sub.loops(r.From, r.ClientID) || !sub.s.m.may(Receive, r.Topic) {
+	if sub.start > r.Pos || sub.loops(r.From, r.ClientID) {
 		return
 	}
 	for i := range b.hits {

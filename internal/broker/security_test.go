@@ -292,6 +292,37 @@ func TestWhatWaitsIsJudgedAgain(t *testing.T) {
 	d.silent() // queued by who was revoked
 }
 
+// TestReceiveIsAskedAtEachDelivery: with the subscription still in place, as in
+// the moment before SetGrants has removed it, nothing is delivered any more:
+// live, queued, retained or for a group.
+func TestReceiveIsAskedAtEachDelivery(t *testing.T) {
+	r := newRig(t)
+	app, dash := r.service("app", "w #"), r.service("dash", "r #")
+	pub, s := r.connect(app, mqtt.V5, "app"), r.connect(dash, mqtt.V5, "s", persist)
+	s.subscribe(1, "live", "retained")
+	s.subscribe(0, "live0")
+	s.subscribe(1, "$share/g/shared")
+	s.send(&mqtt.Disconnect{})
+	r.until("the end of the session's connection", func() bool { return !r.b.Online(service(t, "dash")) })
+	pub.publish("live", "queued", 1)
+	r.b.dir.setGrants(service(t, "dash"), grantsOf([]string{"r else"}))
+	s = r.connect(dash, mqtt.V5, "s", persist)
+	for _, topic := range []string{"live", "live0", "shared"} {
+		pub.publish(topic, "x", 1)
+	}
+	pub.publish("retained", "x", 1, retain)
+	s.silent()
+}
+
+// TestSuiteIsRefusedEarly: a client that offers nothing of the allow-list is
+// turned away at its ClientHello.
+func TestSuiteIsRefusedEarly(t *testing.T) {
+	r := newRig(t, func(r *rig) { r.suites = []uint16{0x1305} })
+	dev := r.device("ABCD1234")
+	r.noConnack(r.tlsConfig(&dev), "ABCD1234")
+	r.logged("rejected", "allow-list", "TLS_AES_128_GCM_SHA256")
+}
+
 // TestRevocationEndsEverything: connections, Will, retained and queued messages,
 // and the way back in.
 func TestRevocationEndsEverything(t *testing.T) {

@@ -157,7 +157,7 @@ func (s *session) takeShared(sub *subscription, d delivery) (ok bool) {
 	if sub.id != 0 {
 		d.ids = []uint32{sub.id}
 	}
-	if !s.mayDeliver(d.msg) || d.qos == 0 {
+	if d.qos == 0 {
 		s.sendNow(c, &d, time.Now())
 		return true
 	}

@@ -189,7 +189,7 @@ func (b *Broker) greetSubscriptions(c *conn, subs []*subscription, fresh []bool)
 			continue
 		}
 		for _, m := range b.retained.find(sub.filter) {
-			if !s.m.may(Receive, m.topic) || ownUplink(s.key.Principal, m.topic) || sub.loops(m.from, m.client) {
+			if ownUplink(s.key.Principal, m.topic) || sub.loops(m.from, m.client) {
 				continue
 			}
 			d := delivery{msg: m, pos: m.pos, qos: min(sub.qos, m.qos), retain: true, kept: true}
