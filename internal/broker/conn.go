@@ -24,6 +24,7 @@ type conn struct {
 	m     *member
 	q     *Quota
 	s     *session // set once, before serve
+	gen   uint64   // the session's, as of this connection; set with s
 	ready bool     // CONNACK is out: deliveries may follow; guarded by session.mu
 
 	version   mqtt.Version
@@ -45,6 +46,7 @@ type conn struct {
 	hungry   bool    // tell the session when out is empty; guarded by wmu
 
 	pending atomic.Int32  // publishes that wait for the log
+	unacked atomic.Int32  // QoS 1 publishes without a PUBACK
 	room    chan struct{} // a waiting publish was stored; capacity 1
 	gone    chan struct{} // closed when the connection ends
 	once    sync.Once

@@ -28,15 +28,22 @@ func (c *conn) onPublish(flags byte, body []byte) error {
 	if err := c.throttle(len(body)); err != nil {
 		return err
 	}
-	if code := c.judge(&p, topic); code != mqtt.Success {
-		return c.refuse(&p, topic, code)
-	}
 	if p.QoS > 0 {
 		if done, err := c.acceptID(&p); done || err != nil {
 			return err
 		}
 	}
-	return c.store(&p, topic)
+	code := c.judge(&p, topic)
+	if code == mqtt.Success {
+		err = c.store(&p, topic)
+	}
+	if p.QoS == 2 && (code != mqtt.Success || err != nil) {
+		c.s.unreceive(p.PacketID)
+	}
+	if code != mqtt.Success {
+		return c.refuse(&p, topic, code)
+	}
+	return err
 }
 
 // topicOf resolves a topic alias (MQTT 5.0 3.3.2.3.4).
@@ -108,9 +115,6 @@ func (c *conn) refuse(p *mqtt.Publish, topic string, code mqtt.ReasonCode) error
 	}
 	t := mqtt.PUBACK
 	if p.QoS == 2 {
-		if c.s.isReceived(p.PacketID) {
-			return &mqtt.Error{Code: mqtt.PacketIDInUse, Text: "packet id of an unreleased message"}
-		}
 		t = mqtt.PUBREC
 	}
 	c.send(&mqtt.Ack{Type: t, PacketID: p.PacketID, Code: code})
@@ -133,8 +137,11 @@ func (c *conn) waitPending(n int32) error {
 	return nil
 }
 
-// acceptID looks at the packet id. done: the message is known already.
+// acceptID looks at the packet id. done: the message is known already. What
+// counts towards the receive maximum is what this connection has brought and has
+// no PUBACK or PUBCOMP for yet (MQTT 5.0 4.9).
 func (c *conn) acceptID(p *mqtt.Publish) (done bool, err error) {
+	before := int(c.unacked.Load())
 	if p.QoS == 2 {
 		known, logged, unreleased := c.s.receive(c, p.PacketID)
 		if known {
@@ -147,12 +154,14 @@ func (c *conn) acceptID(p *mqtt.Publish) (done bool, err error) {
 			c.send(&mqtt.Ack{Type: mqtt.PUBREC, PacketID: p.PacketID})
 			return true, nil
 		}
-		if c.version == mqtt.V5 && unreleased+int(c.pending.Load()) > int(c.q.ReceiveMax) {
-			return true, errReceiveMax
-		}
-		return false, nil
+		before += unreleased
+	} else if c.version == mqtt.V5 {
+		before += c.s.unreleased(c)
 	}
-	if c.version == mqtt.V5 && int(c.pending.Load()) >= int(c.q.ReceiveMax) {
+	if c.version == mqtt.V5 && before >= int(c.q.ReceiveMax) {
+		if p.QoS == 2 {
+			c.s.unreceive(p.PacketID)
+		}
 		return true, errReceiveMax
 	}
 	return false, nil
@@ -172,6 +181,9 @@ func (c *conn) store(p *mqtt.Publish, topic string) error {
 		r.ClientID = c.s.key.ClientID
 	}
 	c.b.stats.Received.Add(1)
+	if p.QoS == 1 {
+		c.unacked.Add(1)
+	}
 	return c.append(&r)
 }
 
@@ -192,7 +204,7 @@ func errUnavailable(err error) error {
 	if errors.Is(err, msglog.ErrTooLarge) {
 		return &mqtt.Error{Code: mqtt.PacketTooLarge, Text: err.Error()}
 	}
-	return &mqtt.Error{Code: mqtt.ServerUnavailable, Text: err.Error()}
+	return &mqtt.Error{Code: mqtt.ServerBusy, Text: err.Error()}
 }
 
 // Stored implements msglog.Owner. What was stored is acknowledged by
@@ -202,11 +214,11 @@ func (c *conn) Stored(r *msglog.Record, err error) {
 	if err == nil {
 		return
 	}
-	if r.QoS == 2 || r.Kind == msglog.KindRelease {
-		c.s.unreceive(r)
+	if r.QoS == 2 && r.Kind == msglog.KindPublish {
+		c.s.unreceive(r.PacketID)
 	}
 	c.b.stats.Unavailable.Add(1)
-	c.end(fate{code: mqtt.ServerUnavailable, err: err, will: true})
+	c.end(fate{code: mqtt.ServerBusy, err: err, will: true})
 	c.settled()
 }
 
@@ -231,6 +243,7 @@ func (c *conn) acknowledge(r *msglog.Record) bool {
 	case r.Kind == msglog.KindRelease:
 		c.sendAck(mqtt.PUBCOMP, r.PacketID, mqtt.Success)
 	case r.QoS == 1:
+		c.unacked.Add(-1)
 		c.sendAck(mqtt.PUBACK, r.PacketID, code)
 	case r.QoS == 2:
 		c.sendAck(mqtt.PUBREC, r.PacketID, mqtt.Success)
@@ -282,20 +295,37 @@ func (c *conn) onPubrel(a *mqtt.Ack) error {
 }
 
 // receive notes a QoS 2 packet id. known: it was noted before, and logged says
-// whether its message is on disk.
+// whether its message is on disk. unreleased are the others that came on this
+// connection.
 func (s *session) receive(c *conn, pid uint16) (known, logged bool, unreleased int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range s.received {
-		if in := &s.received[i]; in.pid == pid {
-			if !in.logged {
+		in := &s.received[i]
+		if in.pid == pid {
+			if in.gen = c.gen; !in.logged {
 				in.again = c
 			}
-			return true, in.logged, len(s.received)
+			return true, in.logged, 0
+		}
+		if in.gen == c.gen {
+			unreleased++
 		}
 	}
-	s.received = append(s.received, inbound{pid: pid})
-	return false, false, len(s.received)
+	s.received = append(s.received, inbound{pid: pid, gen: c.gen})
+	return false, false, unreleased
+}
+
+// unreleased counts the QoS 2 messages of one connection without a PUBCOMP.
+func (s *session) unreleased(c *conn) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.received {
+		if s.received[i].gen == c.gen {
+			n++
+		}
+	}
+	return n
 }
 
 func (s *session) isReceived(pid uint16) bool {
@@ -309,16 +339,25 @@ func (s *session) isReceived(pid uint16) bool {
 	return false
 }
 
-// unreceive undoes receive for a message that the log did not take. A release
-// that was not taken leaves the id as it was.
-func (s *session) unreceive(r *msglog.Record) {
-	if r.Kind == msglog.KindRelease {
-		return
-	}
+// unreceive undoes receive for a message that was not taken. A connection that
+// has sent it once more in the meantime ends, so that its client tries again.
+func (s *session) unreceive(pid uint16) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.forgetInbound(r.PacketID)
+	for i := range s.received {
+		in := &s.received[i]
+		if in.pid != pid || in.logged {
+			continue
+		}
+		if in.again != nil {
+			in.again.end(fate{code: mqtt.ServerBusy, err: errNotTaken, will: true})
+		}
+		s.forgetInbound(pid)
+		return
+	}
 }
+
+var errNotTaken = errors.New("a message that was sent twice was not taken the first time")
 
 // noteInbound applies a committed record to the QoS 2 packet ids: live and when
 // the log is replayed at start.

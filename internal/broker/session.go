@@ -44,8 +44,9 @@ type session struct {
 // inbound is one QoS 2 packet id that the client has used and not yet released.
 type inbound struct {
 	pid    uint16
-	logged bool  // the PUBLISH is on disk: PUBREC was or may be sent
-	again  *conn // sent it once more while it was on its way to disk
+	gen    uint64 // of the connection that has sent it last
+	logged bool   // the PUBLISH is on disk: PUBREC was or may be sent
+	again  *conn  // sent it once more while it was on its way to disk
 }
 
 // isDevice reports whether the session's undelivered messages lie in a device
@@ -184,6 +185,7 @@ func (s *session) bind(c *conn, p *mqtt.Connect, will *registry.Will) {
 	c.s = s
 	s.c, s.version, s.offline, s.will = c, c.version, time.Time{}, will
 	s.gen++
+	c.gen = s.gen
 	s.expiry = s.b.sessionExpiry(p)
 	s.out.rewind(s)
 }

@@ -173,7 +173,7 @@ func (c *conn) storeSubscriptions(subs []*subscription) error {
 // will try again, and nothing was promised.
 func (c *conn) committed(err error) error {
 	if err != nil {
-		return &mqtt.Error{Code: mqtt.ServerUnavailable, Text: "the registry did not take it"}
+		return &mqtt.Error{Code: mqtt.ServerBusy, Text: "the registry did not take it"}
 	}
 	return nil
 }
