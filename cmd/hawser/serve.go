@@ -1,0 +1,81 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"hawser/internal/server"
+)
+
+func (a *app) serveCommand() *cobra.Command {
+	var cfg server.Config
+	var readyFD int
+	var level string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "run the server of a fleet",
+		Long: `serve runs the MQTT broker, the registry, the log and the administration socket of
+a fleet until SIGINT or SIGTERM; then it says goodbye to its clients and writes down
+what it holds.
+
+When it accepts connections it prints a line "ready ADDRESS" on standard output, and
+on descriptor --ready-fd where that is given. As a systemd service of Type=notify it
+reports by itself. Its log goes to standard error, as text on a terminal, else as
+JSON. Metrics, /healthz and /readyz are on serve.metrics of hawser.toml.
+
+Files that are missing, damaged or readable by others are named and refused; nothing
+is made anew. Exit codes: 0 stopped as told, 1 failed, 2 wrong use.`,
+		Example: `  hawser serve --dir fleet
+  hawser serve --dir fleet --listen 127.0.0.1:8883
+  hawser serve --dir fleet --listen 127.0.0.1:0 --ready-fd 3 3>address`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if cfg.Logger, err = a.logger(level); err != nil {
+				return usage(cmd, err)
+			}
+			cfg.Dir, cfg.Version = a.dir, version
+			cfg.Ready = func(s *server.Server) { a.ready(s, readyFD) }
+			err = server.Run(cmd.Context(), cfg)
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.Listen, "listen", "", "HOST:PORT of the broker, in place of serve.listen in hawser.toml")
+	f.StringVar(&cfg.Metrics, "metrics", "", "HOST:PORT of the metrics, in place of serve.metrics")
+	f.IntVar(&readyFD, "ready-fd", -1, "write the line \"ready ADDRESS\" to this descriptor, too")
+	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	return cmd
+}
+
+// ready tells whoever waits that connections are accepted, and systemd when
+// that ends.
+func (a *app) ready(s *server.Server, fd int) {
+	line := fmt.Sprintf("ready %s", s.Addr())
+	a.say("%s", line)
+	if fd >= 0 {
+		a.readyOn(fd, line)
+	}
+	a.notify(daemon.SdNotifyReady)
+}
+
+func (a *app) readyOn(fd int, line string) {
+	f := os.NewFile(uintptr(fd), "ready-fd")
+	if f == nil {
+		a.note("descriptor %d of --ready-fd is not open", fd)
+		return
+	}
+	defer f.Close()
+	if _, err := fmt.Fprintln(f, line); err != nil {
+		a.note("descriptor %d of --ready-fd: %v", fd, err)
+	}
+}
+
+func (a *app) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		a.note("systemd was not told %s: %v", state, err)
+	}
+}
