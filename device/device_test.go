@@ -235,6 +235,37 @@ func TestStopEndsWhatIsHeld(t *testing.T) {
 	}
 }
 
+// TestStopWhileConnecting: a server that takes the connection and says nothing cannot hold
+// Run, nor can one that never answers CONNECT.
+func TestStopWhileConnecting(t *testing.T) {
+	mute, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	s := newServer(t)
+	cfg := s.config(t)
+	dialled := make(chan bool, 10)
+	cfg.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		dialled <- true
+		return new(net.Dialer).DialContext(ctx, network, mute.Addr().String())
+	}
+	d, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := run(t, d)
+	wait(t, dialled)
+	stop()
+
+	if d, err = New(s.config(t)); err != nil {
+		t.Fatal(err)
+	}
+	stop = run(t, d)
+	s.peer()
+	stop()
+}
+
 func TestPingsAndGivesUpASilentServer(t *testing.T) {
 	s := newServer(t)
 	cfg := s.config(t)
@@ -343,6 +374,7 @@ func TestHostileServer(t *testing.T) {
 	alias := &mqtt.Publish{Topic: []byte("private/ABCD1234/d/x"), Alias: 1}
 	other := &mqtt.Publish{Topic: []byte("private/00000001/d/cmd")}
 	up := &mqtt.Publish{Topic: []byte("private/ABCD1234/u/x")}
+	qos2 := &mqtt.Publish{Topic: []byte("private/ABCD1234/d/x"), QoS: 2, PacketID: 1}
 	cases := map[string][]byte{
 		"packet type 0":        {0, 0},
 		"length of five bytes": {0x30, 0xFF, 0xFF, 0xFF, 0xFF, 0x01},
@@ -353,6 +385,7 @@ func TestHostileServer(t *testing.T) {
 		"topic alias":          alias.Append(nil, mqtt.V5),
 		"another's command":    other.Append(nil, mqtt.V5),
 		"not under d/":         up.Append(nil, mqtt.V5),
+		"QoS 2":                qos2.Append(nil, mqtt.V5),
 		"SUBACK for nothing":   (&mqtt.Suback{PacketID: 999, Codes: []mqtt.ReasonCode{0}}).Append(nil, mqtt.V5),
 	}
 	s := newServer(t)

@@ -131,8 +131,10 @@ func serverWith(t testing.TB, root *authority, cfg *tls.Config) *fakeServer {
 	return s
 }
 
-// admit hands the connection over once its CONNECT is read; until then it fails unseen.
+// admit hands the connection over once its CONNECT is read; until then it fails unseen. All
+// end with the test, before its devices are stopped: they need not wait for an answer.
 func (s *fakeServer) admit(c net.Conn) {
+	context.AfterFunc(s.t.Context(), func() { c.Close() })
 	p := &peer{t: s.t, conn: c}
 	h, body, err := p.packet()
 	if err != nil || h.Type != mqtt.CONNECT || p.connect.Decode(0, h.Flags, body) != nil {

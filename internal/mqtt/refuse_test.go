@@ -51,6 +51,7 @@ func TestRefused(t *testing.T) {
 		{"connack: reserved return code", V311, CONNACK, 0, "00 06", MalformedPacket},
 		{"connack: code of another packet", V5, CONNACK, 0, "00 10 00", ProtocolError},
 		{"connack: maximum qos 2", V5, CONNACK, 0, "00 00 02 24 02", ProtocolError},
+		{"connack: auth data without method", V5, CONNACK, 0, "00 00 04 16 0001 'd'", ProtocolError},
 		{"publish: qos 3", V311, PUBLISH, 6, "0001 'a' 0001", MalformedPacket},
 		{"publish: dup at qos 0", V311, PUBLISH, 8, "0001 'a'", MalformedPacket},
 		{"publish: packet id 0", V311, PUBLISH, 2, "0001 'a' 0000", ProtocolError},
