@@ -14,3 +14,8 @@ test:
 bench:
 	@scripts/tools mosquitto
 	go run ./cmd/hawser-bench $(BENCH)
+
+# Takes the security checks out one at a time and sees a test go red for each.
+.PHONY: mutants
+mutants:
+	go run scripts/mutants.go $(MUTANTS)

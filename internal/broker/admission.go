@@ -18,7 +18,6 @@ var (
 	errNotTLS   = errors.New("first bytes are not a TLS handshake")
 	errBudget   = errors.New("too many bytes before admission")
 	errSuite    = errors.New("no cipher suite of the allow-list was offered")
-	errVersion  = errors.New("client does not offer TLS 1.3")
 	errNoClient = errors.New("client gave no certificate")
 	errBusy     = errors.New("too many connections are waiting for admission")
 	errRate     = errors.New("too many connections from this address")
@@ -52,7 +51,7 @@ func (b *Broker) tlsConfig() *tls.Config {
 // judgeHello refuses early what would be refused after the handshake anyway.
 func (b *Broker) judgeHello(h *tls.ClientHelloInfo) (*tls.Config, error) {
 	if !slices.Contains(h.SupportedVersions, tls.VersionTLS13) {
-		return nil, errVersion
+		return nil, nil // MinVersion refuses it, and says why
 	}
 	for _, s := range h.CipherSuites {
 		if slices.Contains(b.cfg.Suites, s) {
