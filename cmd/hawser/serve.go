@@ -39,8 +39,8 @@ is made anew. Exit codes: 0 stopped as told, 1 failed, 2 wrong use.`,
 			}
 			cfg.Dir, cfg.Version = a.dir, version
 			cfg.Ready = func(s *server.Server) { a.ready(s, readyFD) }
-			err = server.Run(cmd.Context(), cfg)
-			return err
+			cfg.Stopping = func() { a.notify(daemon.SdNotifyStopping) }
+			return server.Run(cmd.Context(), cfg)
 		},
 	}
 	f := cmd.Flags()
@@ -51,8 +51,7 @@ is made anew. Exit codes: 0 stopped as told, 1 failed, 2 wrong use.`,
 	return cmd
 }
 
-// ready tells whoever waits that connections are accepted, and systemd when
-// that ends.
+// ready tells whoever waits that connections are accepted.
 func (a *app) ready(s *server.Server, fd int) {
 	line := fmt.Sprintf("ready %s", s.Addr())
 	a.say("%s", line)

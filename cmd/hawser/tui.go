@@ -127,7 +127,7 @@ func (a *app) table(head []string, rows [][]string) {
 
 // fields prints name and value pairs, one per line; pairs without a value are left out.
 func (a *app) fields(pairs ...string) {
-	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	w := tabwriter.NewWriter(a.out, 13, 0, 2, ' ', 0)
 	for i := 0; i+1 < len(pairs); i += 2 {
 		if pairs[i+1] != "" {
 			fmt.Fprintf(w, "%s\t%s\n", pairs[i], printable(pairs[i+1]))

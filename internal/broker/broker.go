@@ -250,7 +250,12 @@ func (b *Broker) reject(raw net.Conn, err error) {
 		b.log.Debug("connection rejected", "from", raw.RemoteAddr().String(), "reason", "closed before a handshake")
 		return
 	}
-	b.log.Info("connection rejected", "from", raw.RemoteAddr().String(), "reason", err.Error())
+	reason := err.Error()
+	var unknown *notPinned
+	if b.cfg.Explain != nil && errors.As(err, &unknown) {
+		reason += ": " + b.cfg.Explain(unknown.fingerprint)
+	}
+	b.log.Info("connection rejected", "from", raw.RemoteAddr().String(), "reason", reason)
 }
 
 // AddCertificate lets the holder of one more certificate in. The caller has

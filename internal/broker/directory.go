@@ -26,6 +26,12 @@ func Fingerprint(der []byte) [32]byte { return sha256.Sum256(der) }
 // ErrNotPinned: the certificate is not among the active ones.
 var ErrNotPinned = errors.New("certificate is not an active one of this fleet")
 
+// notPinned is ErrNotPinned with the certificate it is about.
+type notPinned struct{ fingerprint [32]byte }
+
+func (e *notPinned) Error() string { return fmt.Sprintf("%v: sha256 %x", ErrNotPinned, e.fingerprint) }
+func (e *notPinned) Unwrap() error { return ErrNotPinned }
+
 // directory is who may come in: the active certificates, and what is known of
 // their owners. An empty directory admits nobody.
 type directory struct {
@@ -113,7 +119,7 @@ func (d *directory) lookup(fp [32]byte, now time.Time) (identity.Principal, erro
 	d.mu.RUnlock()
 	switch t := now.Unix(); {
 	case !known:
-		return identity.Principal{}, fmt.Errorf("%w: sha256 %x", ErrNotPinned, fp)
+		return identity.Principal{}, &notPinned{fp}
 	case t < p.notBefore:
 		return identity.Principal{}, fmt.Errorf("certificate of %v is not valid before %v", p.who, time.Unix(p.notBefore, 0).UTC())
 	case t > p.notAfter:

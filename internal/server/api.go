@@ -12,6 +12,7 @@ import (
 	"os/user"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -325,9 +326,12 @@ func (s *Server) serveAdmin() error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("admin socket: %w", err)
 	}
-	old := unix.Umask(0o177) // the file is 0600 from its first moment
-	l, err := net.Listen("unix", path)
-	unix.Umask(old)
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		// Before bind, so that the file is 0600 from its first moment.
+		return errors.Join(c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }), err)
+	}}
+	l, err := private.Listen(context.Background(), "unix", path)
 	if err != nil {
 		return fmt.Errorf("admin socket: %w\nhint: a path of more than 107 bytes is too long; set serve.admin_socket in hawser.toml", err)
 	}

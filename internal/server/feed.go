@@ -119,7 +119,7 @@ func (s *Server) explain(fingerprint [32]byte) string {
 	case errors.Is(err, registry.ErrNotFound):
 		return "never imported"
 	case err != nil:
-		return ""
+		return "the registry cannot say why"
 	case state == registry.CertificateActive:
 		return "its owner, " + who.String() + ", is barred"
 	}

@@ -45,7 +45,9 @@ type Config struct {
 	Metrics string // in place of serve.metrics
 	Version string // for status and metrics
 	Logger  *slog.Logger
-	Ready   func(*Server) // called when connections are accepted
+
+	Ready    func(*Server) // called when connections are accepted; may be nil
+	Stopping func()        // called when the end begins; may be nil
 }
 
 // Server is a running server.
@@ -95,6 +97,9 @@ func Run(ctx context.Context, cfg Config) error {
 	case err = <-s.failed:
 	}
 	s.log.Info("stopping")
+	if cfg.Stopping != nil {
+		cfg.Stopping()
+	}
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainFor)
 	defer cancel()
 	return errors.Join(err, s.Close(end))
@@ -141,7 +146,12 @@ func (s *Server) open(ctx context.Context) error {
 		}
 	}
 	s.goBackground(background)
-	return s.serveAdmin()
+	if err := s.serveAdmin(); err != nil {
+		return err
+	}
+	s.log.Info("serving", "fleet", s.layout.Config.Fleet.ID.String(), "listen", s.Addr().String(), "version", s.cfg.Version,
+		"start", s.start.Number, "took", time.Since(s.started).Round(time.Millisecond).String())
+	return nil
 }
 
 // openFiles takes the lock and checks everything in the directory that is read.
