@@ -88,7 +88,7 @@ func granted(grants []Grant, write bool, subject string) bool {
 		return false
 	}
 	for _, g := range grants {
-		if g.Write == write && !strings.HasPrefix(g.Filter, "$") && identity.Covers(g.Filter, subject) {
+		if g.Write == write && identity.Covers(g.Filter, subject) {
 			return true
 		}
 	}

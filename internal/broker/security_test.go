@@ -621,7 +621,8 @@ func TestQueueLimit(t *testing.T) {
 // TestRetainedLimits bound topics and bytes per principal.
 func TestRetainedLimits(t *testing.T) {
 	r := newRig(t, func(r *rig) { r.limits.Device.Retained, r.limits.Device.RetainedBytes = 2, 100 })
-	d := r.connect(r.device("ABCD1234"), mqtt.V5, "ABCD1234")
+	cert := r.device("ABCD1234")
+	d := r.connect(cert, mqtt.V5, "ABCD1234")
 	long := strings.Repeat("x", 60)
 	for _, step := range []struct {
 		topic, payload string
@@ -633,6 +634,14 @@ func TestRetainedLimits(t *testing.T) {
 		if code := d.publish("private/ABCD1234/u/"+step.topic, step.payload, 1, retain); code != step.want {
 			t.Fatalf("%v: %v", step, code)
 		}
+	}
+	d.disconnect()
+	c := r.dial(cert, mqtt.V5)
+	ack := c.hello("ABCD1234", func(p *mqtt.Connect) {
+		p.Will = &mqtt.Will{Topic: "private/ABCD1234/u/z", Payload: []byte("1"), Retain: true}
+	})
+	if ack.Code != mqtt.QuotaExceeded {
+		t.Fatalf("a retained Will beyond the limit: %v", ack.Code)
 	}
 }
 
