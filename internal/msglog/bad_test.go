@@ -286,6 +286,13 @@ func damageFixture(t *testing.T) (Config, State) {
 		f.wait(i + 1)
 	}
 	eventually(t, "chunks", func() bool { return l.State().History.Last > 60 })
+	for i := range 120 {
+		r := publish(device(1), fmt.Sprint("topic ", i), payload, nil)
+		r.Pos = MakePos(1, 0)
+		if err := l.PutRetained(t.Context(), []*Record{r}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	state := l.State()
 	shut(t, l)
 	return cfg, state
@@ -312,25 +319,26 @@ func TestDamage(t *testing.T) {
 		return found
 	}
 	type damage struct {
-		name string
-		do   func(cfg Config) error
+		name   string
+		do     func(cfg Config) error
+		atOpen bool // a start refuses it
 	}
 	var cases []damage
 	for _, s := range n.streams() {
-		cases = append(cases, damage{"stream directory " + s[len(s)-3:], func(cfg Config) error { return os.RemoveAll(streamDir(cfg.Dir, s)) }},
-			damage{"meta.inf " + s[len(s)-3:], func(cfg Config) error { return os.Remove(filepath.Join(streamDir(cfg.Dir, s), "meta.inf")) }})
+		cases = append(cases, damage{"stream directory " + s[len(s)-3:], func(cfg Config) error { return os.RemoveAll(streamDir(cfg.Dir, s)) }, true},
+			damage{"meta.inf " + s[len(s)-3:], func(cfg Config) error { return os.Remove(filepath.Join(streamDir(cfg.Dir, s), "meta.inf")) }, true})
 	}
-	for _, s := range []string{n.log, n.queue, n.history} {
+	for _, s := range n.streams() {
 		cases = append(cases,
-			damage{"first block " + s[len(s)-3:], func(cfg Config) error { return os.Remove(blocks(cfg, s)[0]) }},
-			damage{"middle block " + s[len(s)-3:], func(cfg Config) error { return os.Remove(blocks(cfg, s)[1]) }},
-			damage{"last block " + s[len(s)-3:], func(cfg Config) error { b := blocks(cfg, s); return os.Remove(b[len(b)-1]) }},
-			damage{"flipped bit " + s[len(s)-3:], func(cfg Config) error { return flip(blocks(cfg, s)[1]) }},
+			damage{"first block " + s[len(s)-3:], func(cfg Config) error { return os.Remove(blocks(cfg, s)[0]) }, true},
+			damage{"middle block " + s[len(s)-3:], func(cfg Config) error { return os.Remove(blocks(cfg, s)[1]) }, true},
+			damage{"last block " + s[len(s)-3:], func(cfg Config) error { b := blocks(cfg, s); return os.Remove(b[len(b)-1]) }, true},
+			damage{"flipped bit " + s[len(s)-3:], func(cfg Config) error { return flip(blocks(cfg, s)[1]) }, false},
 			damage{"flipped bit after a kill " + s[len(s)-3:], func(cfg Config) error {
 				return errors.Join(flip(blocks(cfg, s)[1]), os.Remove(filepath.Join(streamDir(cfg.Dir, s), "msgs", "index.db")))
-			}})
+			}, true})
 	}
-	cases = append(cases, damage{"whole directory", func(cfg Config) error { return os.RemoveAll(cfg.Dir) }})
+	cases = append(cases, damage{"whole directory", func(cfg Config) error { return os.RemoveAll(cfg.Dir) }, true})
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := good
@@ -339,14 +347,17 @@ func TestDamage(t *testing.T) {
 			if err := c.do(cfg); err != nil {
 				t.Fatal(err)
 			}
-			err := readEverything(t, cfg, state)
+			opened, err := readEverything(t, cfg, state)
+			if opened && c.atOpen {
+				t.Errorf("found, but only when read: %v", err)
+			}
 			if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), cfg.Dir) {
 				t.Fatalf("not found: %v", err)
 			}
 			t.Log(err)
 		})
 	}
-	if err := readEverything(t, good, state); err != nil {
+	if _, err := readEverything(t, good, state); err != nil {
 		t.Errorf("undamaged: %v", err)
 	}
 }
@@ -360,22 +371,35 @@ func flip(file string) error {
 	return os.WriteFile(file, b, 0o600)
 }
 
-func readEverything(t *testing.T, cfg Config, state State) error {
+// readEverything gives the first error, and whether Open found nothing.
+func readEverything(t *testing.T, cfg Config, state State) (opened bool, err error) {
 	l, err := Open(t.Context(), cfg, state)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer shut(t, l)
-	if err := l.Read(t.Context(), 0, func(*Record) error { return nil }); err != nil {
-		return err
-	}
 	if _, err := l.QueueRead("A0000001", 0, 1000); err != nil {
-		return err
+		return true, err
 	}
-	if err := l.History(t.Context(), Query{Name: "A0000001"}, func(*Record) error { return nil }); err != nil {
-		return err
+	none := func(*Record) error { return nil }
+	frames := l.Read(t.Context(), 0, none)
+	for n := uint64(1); n < l.End().Frame(); n++ { // whoever begins at a frame gets that one, or an error
+		err := l.Read(t.Context(), MakePos(n, 0), func(r *Record) error {
+			if r.Pos.Frame() != n {
+				t.Errorf("reading from frame %d began with %d", n, r.Pos.Frame())
+			}
+			return errEnough
+		})
+		if frames == nil && !errors.Is(err, errEnough) {
+			t.Errorf("frame %d: %v", n, err)
+		}
 	}
-	return l.History(t.Context(), Query{Name: "A0000001", Reverse: true}, func(*Record) error { return nil })
+	forward := l.History(t.Context(), Query{Name: "A0000001"}, none)
+	backward := l.History(t.Context(), Query{Name: "A0000001", Reverse: true}, none)
+	if (forward == nil) != (backward == nil) {
+		t.Errorf("history forward: %v, backward: %v", forward, backward)
+	}
+	return true, errors.Join(frames, forward, backward, l.LoadRetained(t.Context(), none))
 }
 
 // A log that is older than the registry remembers is refused.

@@ -3,6 +3,7 @@ package msglog
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -44,10 +45,13 @@ type chunk struct {
 	born    time.Time
 }
 
-// Sizes of one write to H.
+// Sizes of one write to H, and how long a closed chunk waits for company: a write
+// of several messages costs JetStream a store of its own and six flushes, however
+// few they are.
 const (
 	writeChunks = 512
 	writeBytes  = 2 << 20
+	writeWithin = time.Second
 	// perChunk is what an open chunk takes beside its records.
 	perChunk = 256
 )
@@ -77,14 +81,18 @@ func (l *Log) loadChunks(ctx context.Context) error {
 func (c *chunker) run(ctx context.Context, l *Log) {
 	tick := time.NewTicker(min(c.l.cfg.ChunkAge/4+time.Millisecond, time.Minute))
 	defer tick.Stop()
+	due := time.NewTimer(0)
+	defer due.Stop()
+	overdue := false
 	for ctx.Err() == nil {
 		changed := l.Changed()
 		c.mu.Lock()
 		pos := c.pos
 		c.mu.Unlock()
 		err := l.read(ctx, pos, func(r *Record) error { return c.add(ctx, r) })
-		if err == nil {
-			err = c.writeReady(ctx)
+		if err == nil && overdue {
+			err, overdue = c.writeReady(ctx), false
+			due.Reset(writeWithin)
 		}
 		if err != nil && ctx.Err() == nil {
 			l.cfg.Logger.Error("history falls behind", "log", l.cfg.where(), "error", err)
@@ -96,6 +104,8 @@ func (c *chunker) run(ctx context.Context, l *Log) {
 		case <-changed:
 		case <-tick.C:
 			c.ripen()
+		case <-due.C:
+			overdue = true
 		}
 	}
 }
@@ -200,41 +210,51 @@ func (c *chunker) writeReady(ctx context.Context) error {
 	return nil
 }
 
-// writeSome writes the first chunks of ready at once: each subject at most
-// once, so that every chunk knows the sequence of the one before.
+// writeSome writes the first chunks of ready at once. They follow the last
+// message of H, so each can tell the sequence of its subject's chunk before, also
+// when that is in the same write.
 func (c *chunker) writeSome(ctx context.Context) (int, error) {
 	n, size := 0, 0
-	for seen := make(map[string]bool); n < len(c.ready) && n < writeChunks && size < writeBytes; n++ {
-		k := c.ready[n]
-		if seen[k.subject] {
-			break
-		}
-		seen[k.subject] = true
-		size += len(k.buf)
+	for ; n < len(c.ready) && n < writeChunks && size < writeBytes; n++ {
+		size += len(c.ready[n].buf)
 	}
 	floor := c.floorWithout(n)
+	c.l.mu.Lock()
+	base := c.l.hLast
+	c.l.mu.Unlock()
 	msgs := make([]outMsg, n)
 	for i, k := range c.ready[:n] {
 		link, err := c.previous(ctx, k.subject)
 		if err != nil {
 			return 0, err
 		}
+		c.prev[k.subject] = base + uint64(i) + 1
 		h := header{magic: magicChunk, count: k.count, number: uint64(floor), link: link, base: k.base}
 		data, _ := seal(append(make([]byte, 0, len(k.buf)+trailerSize), k.buf...), h) // History reads k.buf
 		msgs[i] = outMsg{k.subject, data}
 	}
-	last, err := c.l.store.put(ctx, nil, msgs...)
+	last, err := c.l.store.put(ctx, &base, msgs...)
 	if err != nil {
-		clear(c.prev) // it may be there all the same: look again
-		return 0, err
+		return 0, errors.Join(err, c.lookAgain(ctx))
 	}
-	for i, k := range c.ready[:n] {
-		c.prev[k.subject] = last - uint64(n-1-i)
-	}
-	c.l.mu.Lock()
-	c.l.hLast = last
-	c.l.mu.Unlock()
+	c.setLast(last)
 	return n, nil
+}
+
+// lookAgain follows a write that failed: it may be there all the same.
+func (c *chunker) lookAgain(ctx context.Context) error {
+	clear(c.prev)
+	in, err := c.l.store.info(ctx, c.l.names.history)
+	if err == nil {
+		c.setLast(in.State.LastSeq)
+	}
+	return err
+}
+
+func (c *chunker) setLast(seq uint64) {
+	c.l.mu.Lock()
+	c.l.hLast = seq
+	c.l.mu.Unlock()
 }
 
 // floorWithout is the floor once the first n chunks of ready are on disk.

@@ -132,6 +132,38 @@ func TestFlippedBit(t *testing.T) {
 	}
 }
 
+// There is one spelling of every block.
+func TestStrict(t *testing.T) {
+	start := &Record{Kind: KindStart, From: identity.TheServer()}
+	enc := encoder{}
+	body := enc.append(nil, start) // bits, kinds, time 0, name, topic 0, payload 0
+	for name, bad := range map[string][]byte{
+		"a byte too many":       append(bytes.Clone(body), 0),
+		"a long number":         append(bytes.Clone(body[:len(body)-1]), 0x80, 0),
+		"unknown kind":          append([]byte{0, 0x3F}, body[2:]...),
+		"unknown principal":     append([]byte{0, 0x43}, body[2:]...),
+		"qos 3":                 append([]byte{3, body[1]}, body[2:]...),
+		"client id of no bytes": append(append([]byte{bitClientID, body[1]}, body[2:len(body)-2]...), 0, 0, 0),
+		"properties of none":    append(append([]byte{bitProps, body[1]}, body[2:len(body)-2]...), 0, 0, 0),
+		"packet id 0":           append(append([]byte{bitPacketID, body[1]}, body[2:len(body)-2]...), 0, 0, 0, 0),
+		"expiry of 33 bits":     append(append([]byte{bitExpiry, body[1]}, body[2:len(body)-2]...), 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0, 0),
+		"length past the end":   append(bytes.Clone(body[:len(body)-1]), 9),
+	} {
+		block, _ := seal(append(make([]byte, headerSize), bad...), header{magic: magicFrame, count: 1, number: 1})
+		if _, _, _, err := decodeBlock(block, magicFrame, nil); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+	block, _ := seal(append(make([]byte, headerSize), body...), header{magic: magicFrame, count: 1, number: 1, flags: flagFinal})
+	if _, _, _, err := decodeBlock(block, magicFrame, nil); err == nil {
+		t.Error("a flag where there is none: taken")
+	}
+	block, _ = seal(append(append(make([]byte, headerSize), 0), body...), header{magic: magicQueue, count: 1, number: 1})
+	if _, _, _, err := decodeBlock(block, magicQueue, nil); err == nil {
+		t.Error("a position that does not rise: taken")
+	}
+}
+
 // FuzzDecode gives the decoder blocks with a good checksum: what it takes, the
 // encoder must give back byte by byte.
 func FuzzDecode(f *testing.F) {

@@ -2,6 +2,7 @@ package msglog
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -59,6 +60,66 @@ func TestDiedBeforeQueueMessages(t *testing.T) {
 	}
 	if calls != 0 {
 		t.Error("the frame was planned again although its queue message is there")
+	}
+}
+
+// The server died after the first of two batches of queue messages: only what
+// is missing is written.
+func TestDiedBetweenQueueMessages(t *testing.T) {
+	cfg := testConfig(t)
+	create(t, cfg)
+	l := open(t, cfg, State{}, Hooks{})
+	mustAppend(t, l, device(1), 0, 1)
+	r := readAll(t, l, 0)[0]
+	enc := encoder{positions: true, lastTime: r.Time}
+	b := enc.append(make([]byte, headerSize), &r)
+	b, _ = seal(b, header{magic: magicQueue, count: 1, number: 1, base: r.Time}) // not the final one
+	if _, err := l.store.put(t.Context(), nil, outMsg{l.names.q + "A0000001", b}); err != nil {
+		t.Fatal(err)
+	}
+	state := l.State()
+	shut(t, l)
+	l = open(t, cfg, state, Hooks{Plan: func(_ []Record, q *QueuePlan) { q.Add("A0000001", 0); q.Add("A0000002", 0) }})
+	for _, name := range []string{"A0000001", "A0000002"} {
+		if qs, err := l.QueueRead(name, 0, 10); err != nil || len(qs) != 1 {
+			t.Errorf("queue of %s: %d messages, %v", name, len(qs), err)
+		}
+	}
+}
+
+// Frames that do not follow each other are refused, wherever reading begins.
+func TestChain(t *testing.T) {
+	for name, forge := range map[string]func(h *header){
+		"link":   func(h *header) { h.link++ },
+		"number": func(h *header) { h.number++ },
+	} {
+		cfg := testConfig(t)
+		cfg.RingBytes = 1
+		create(t, cfg)
+		l := open(t, cfg, State{}, Hooks{})
+		mustAppend(t, l, device(1), 0, 1)
+		sum := uint64(l.State().Checksum)
+		for n := uint64(2); n <= 3; n++ {
+			h := header{magic: magicFrame, number: n, link: sum}
+			if n == 2 {
+				forge(&h)
+			}
+			b, s := seal(make([]byte, headerSize), h)
+			sum = uint64(s)
+			if _, err := l.store.put(t.Context(), nil, outMsg{l.names.frame, b}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		state := l.State()
+		shut(t, l)
+		l = open(t, cfg, state, Hooks{})
+		none := func(*Record) error { return nil }
+		if err := l.Read(t.Context(), 0, none); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := l.History(t.Context(), Query{Reverse: true}, none); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s, backward: %v", name, err)
+		}
 	}
 }
 
@@ -164,6 +225,9 @@ func TestForeignFrame(t *testing.T) {
 	f.wait(1)
 	if len(f.good) != 0 || l.Healthy() == nil {
 		t.Error("a frame was acknowledged under a number that another one has")
+	}
+	if in, err := l.store.info(t.Context(), l.names.log); err != nil || in.State.LastSeq != 2 {
+		t.Errorf("the log ends at %d: ours was stored behind the other one, %v", in.State.LastSeq, err)
 	}
 }
 

@@ -231,8 +231,17 @@ func (l *Log) chunksBackward(ctx context.Context, subject string, sel *selector)
 			return err
 		}
 	}
+	return l.walkBack(ctx, subject, sel)
+}
+
+// walkBack follows the links of the chunks of a subject from the last one.
+func (l *Log) walkBack(ctx context.Context, subject string, sel *selector) error {
+	var recs []Record
 	m, ok, err := l.store.get(ctx, l.names.history, 0, subject)
-	for ; err == nil && ok; m, ok, err = l.store.get(ctx, l.names.history, m.seq, "") {
+	if err != nil || !ok {
+		return err
+	}
+	for {
 		h, got, _, err := decodeBlock(m.data, magicChunk, recs[:0])
 		if err != nil {
 			return l.damaged(l.names.history, m.seq, err)
@@ -244,12 +253,13 @@ func (l *Log) chunksBackward(ctx context.Context, subject string, sel *selector)
 		if h.link == 0 || len(got) > 0 && sel.before(got[len(got)-1].Time) {
 			return nil
 		}
-		m.seq = h.link
+		if m, ok, err = l.store.get(ctx, l.names.history, h.link, ""); err != nil {
+			return err
+		}
+		if !ok {
+			return l.checkRemoved(ctx, h.link)
+		}
 	}
-	if err == nil && m.seq != 0 {
-		return l.checkRemoved(ctx, m.seq)
-	}
-	return err
 }
 
 // checkRemoved is nil when retention removed the chunk with sequence seq.

@@ -62,6 +62,9 @@ func (l *Log) retain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := l.purgeCleared(ctx); err != nil {
+		return err
+	}
 	if err := l.wantFrames(ctx, lg); err != nil {
 		return err
 	}

@@ -46,7 +46,11 @@ type Log struct {
 	sick    error         // guarded by mu; why nothing can be written
 	dead    error         // guarded by mu; why nothing will be written until a new Open
 	rLast   uint64        // guarded by mu; last sequence of R
+	rCount  uint64        // guarded by mu; R holds at least so many messages
+	rPurge  bool          // guarded by mu; a saved State does not count rCleared
 	hLast   uint64        // guarded by mu; last sequence of H
+
+	rCleared []stored // guarded by mu; messages of R that clear a topic, to be removed
 }
 
 // names of the streams and subjects of one fleet.
@@ -370,7 +374,7 @@ func (l *Log) State() State {
 	return State{
 		Log:      StreamState{First: l.keep.wantLog.Load(), Last: l.end - 1},
 		Queue:    StreamState{Last: q},
-		Retained: StreamState{Last: l.rLast},
+		Retained: StreamState{First: l.retainedAtLeast(), Last: l.rLast},
 		History:  StreamState{First: l.keep.wantHistory.Load(), Last: l.hLast},
 		Frame:    l.end - 1, Checksum: l.lastSum,
 	}
@@ -381,7 +385,13 @@ func (l *Log) State() State {
 func (l *Log) Saved(s State) {
 	l.keep.savedLog.Store(s.Log.First)
 	l.keep.savedHistory.Store(s.History.First)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rPurge = len(l.rCleared) > 0 && s.Retained.First <= l.retainedAtLeast()
 }
+
+// retainedAtLeast is called with mu held.
+func (l *Log) retainedAtLeast() uint64 { return l.rCount - min(l.rCount, uint64(len(l.rCleared))) }
 
 // advance makes a committed frame visible.
 func (l *Log) advance(number uint64, sum uint32, frame []byte) {

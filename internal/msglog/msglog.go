@@ -156,7 +156,8 @@ type Config struct {
 }
 
 // StreamState is what the registry remembers about one stream. First is the
-// lowest sequence that must still be there, Last the highest one acknowledged.
+// lowest sequence that must still be there (in R, whose sequences have holes: the
+// lowest number of messages), Last the highest one acknowledged.
 type StreamState struct {
 	First uint64 `json:"first"`
 	Last  uint64 `json:"last"`

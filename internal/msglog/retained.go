@@ -16,7 +16,8 @@ func (l *Log) retainedSubject(topic string) string {
 
 // PutRetained stores the newest retained message of each topic, all of a call
 // of up to 1,000 at once. A record with an empty payload clears its topic, as a
-// retained publish does. It is on disk when PutRetained returns nil; then the
+// retained publish does. Every record has its Pos: that of the publish, or for a
+// clearing without one, a position reached. It is on disk when PutRetained returns nil; then the
 // checkpoint may move past the records. Topics of one call are distinct.
 func (l *Log) PutRetained(ctx context.Context, recs []*Record) error {
 	for len(recs) > 0 {
@@ -42,7 +43,21 @@ func (l *Log) PutRetained(ctx context.Context, recs []*Record) error {
 		l.mu.Unlock()
 		recs = recs[n:]
 	}
+	l.countRetained(ctx)
 	return nil
+}
+
+// countRetained notes how many messages R holds: its sequences have holes, so
+// the number is what a start compares. When it cannot be had, the old one, which
+// is not higher, goes on being true.
+func (l *Log) countRetained(ctx context.Context) {
+	in, err := l.store.info(ctx, l.names.retained)
+	if err != nil {
+		return
+	}
+	l.mu.Lock()
+	l.rCount = in.State.Messages
+	l.mu.Unlock()
 }
 
 func oneRecord(r *Record) []byte {
@@ -78,10 +93,32 @@ func (l *Log) LoadRetained(ctx context.Context, fn func(*Record) error) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range cleared { // a newer one on the subject survives
+	l.mu.Lock()
+	l.rCleared, l.rPurge = cleared, false
+	l.mu.Unlock()
+	return nil
+}
+
+// purgeCleared removes the messages of cleared topics that LoadRetained met, once
+// a saved State no longer counts them. A newer one on the subject survives.
+func (l *Log) purgeCleared(ctx context.Context) error {
+	l.mu.Lock()
+	cleared, may := l.rCleared, l.rPurge
+	l.mu.Unlock()
+	if !may || len(cleared) == 0 {
+		return nil
+	}
+	for _, m := range cleared {
 		if err := l.store.purge(ctx, l.names.retained, m.subject, m.seq+1); err != nil {
 			return fmt.Errorf("remove cleared retained messages: %w", err)
 		}
 	}
+	in, err := l.store.info(ctx, l.names.retained)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rCount, l.rCleared = in.State.Messages, nil
 	return nil
 }

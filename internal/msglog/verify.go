@@ -19,7 +19,7 @@ func (l *Log) verify(ctx context.Context, known State) error {
 	}
 	lg := infos[0].State
 	l.end, l.first = lg.LastSeq+1, max(lg.FirstSeq, 1)
-	l.rLast, l.hLast = infos[2].State.LastSeq, infos[3].State.LastSeq
+	l.rLast, l.rCount, l.hLast = infos[2].State.LastSeq, infos[2].State.Messages, infos[3].State.LastSeq
 	l.keep.init(known, l.first, max(infos[3].State.FirstSeq, 1))
 	if err := l.checkFrame(ctx, known.Frame, &known.Checksum); err != nil {
 		return err
@@ -46,6 +46,9 @@ func (l *Log) checkStreams(ctx context.Context, known State) ([4]streamInfo, err
 		}
 		if err := checkState(&in, states[i], gapless[i]); err != nil {
 			return infos, fmt.Errorf("%w: stream %s in %s: %w", ErrDamaged, name, l.cfg.where(), err)
+		}
+		if have := in.State.Messages; name == l.names.retained && have < known.Retained.First {
+			return infos, fmt.Errorf("%w: stream %s in %s: it holds %d messages, %d were there", ErrDamaged, name, l.cfg.where(), have, known.Retained.First)
 		}
 		infos[i] = in
 	}
