@@ -146,12 +146,11 @@ func (c *CA) askOnce() ([]byte, error) {
 // EnrollDevice certifies the key of csr for id under the newest device CA. An id
 // or key that was certified with another before is refused: pki.ErrBound.
 func (c *CA) EnrollDevice(id identity.ID, csr *pki.CSR, class string, now time.Time) (*x509.Certificate, error) {
-	if class != "" {
-		if err := pki.CheckClass(class); err != nil {
-			return nil, err
-		}
+	certs, err := c.EnrollDevices([]NewDevice{{id, csr, class}}, now)
+	if err != nil {
+		return nil, err
 	}
-	return c.sign(order{kind: pki.KindDevice, subject: id.String(), class: class, pub: csr.Pub, vouched: byOperator}, now)
+	return certs[0], nil
 }
 
 // IssueService certifies pub for the service called name.

@@ -168,30 +168,58 @@ func (j *Journal) Vouches(kind, subject, key string) bool {
 	return kind == KindDevice && key != "" && j.keyOf[subject] == key
 }
 
-// Append records the issuing of a certificate; Number, Prev and What are filled
-// in. When it returns nil the line is on disk. After a failed write the journal
-// refuses all further appends until it is opened again.
-func (j *Journal) Append(e Entry) error {
+// Append records the issuing of certificates, all with one write; Number, Prev and
+// What are filled in. When it returns nil the lines are on disk. When one is refused
+// none is written. After a failed write the journal refuses all further appends
+// until it is opened again.
+func (j *Journal) Append(entries ...Entry) error {
 	if j.stopped != nil {
 		return fmt.Errorf("the journal had a write error before: %w", j.stopped)
 	}
-	e.Number, e.Prev, e.What = j.n+1, hex.EncodeToString(j.head[:]), whatIssue
-	if err := j.CheckBound(e.Kind, e.Subject, e.Key); err != nil {
-		return err
-	}
-	line, err := encodeEntry(e)
+	lines, err := j.chain(entries)
 	if err != nil {
 		return err
 	}
-	if _, err = j.f.Write(line); err == nil {
+	if _, err = j.f.Write(bytes.Join(lines, nil)); err == nil {
 		err = j.f.Sync()
 	}
 	if err != nil {
 		j.stopped = err
 		return fmt.Errorf("write journal: %w", err)
 	}
-	j.take(e, line[:len(line)-1])
+	for i, line := range lines {
+		j.take(entries[i], line[:len(line)-1])
+	}
 	return nil
+}
+
+// chain fills entries in as the next ones and gives their lines.
+func (j *Journal) chain(entries []Entry) ([][]byte, error) {
+	lines := make([][]byte, len(entries))
+	keyOf, holder := map[string]string{}, map[string]string{} // of this call alone
+	head := j.head
+	for i := range entries {
+		e := &entries[i]
+		e.Number, e.Prev, e.What = j.n+1+uint64(i), hex.EncodeToString(head[:]), whatIssue
+		if err := j.CheckBound(e.Kind, e.Subject, e.Key); err != nil {
+			return nil, err
+		}
+		if e.Kind == KindDevice {
+			if k, ok := keyOf[e.Subject]; ok && k != e.Key {
+				return nil, fmt.Errorf("%w: %s comes with two keys", ErrBound, e.Subject)
+			}
+			if id, ok := holder[e.Key]; ok && id != e.Subject {
+				return nil, fmt.Errorf("%w: one key comes for %s and %s", ErrBound, id, e.Subject)
+			}
+			keyOf[e.Subject], holder[e.Key] = e.Key, e.Subject
+		}
+		line, err := encodeEntry(*e)
+		if err != nil {
+			return nil, err
+		}
+		lines[i], head = line, sha256.Sum256(line[:len(line)-1])
+	}
+	return lines, nil
 }
 
 // Close gives the journal up.
