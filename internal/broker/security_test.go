@@ -321,7 +321,7 @@ func TestSuiteIsRefusedEarly(t *testing.T) {
 	r := newRig(t, func(r *rig) { r.suites = []uint16{0x1305} })
 	dev := r.device("ABCD1234")
 	r.noConnack(r.tlsConfig(&dev), "ABCD1234")
-	r.logged("rejected", "allow-list", "TLS_AES_128_GCM_SHA256")
+	r.logged("rejected", "allow-list was offered: [TLS_AES_128_GCM_SHA256")
 }
 
 // TestRevocationEndsEverything: connections, Will, retained and queued messages,
