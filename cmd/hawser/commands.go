@@ -10,5 +10,12 @@ func (a *app) commands() []*cobra.Command {
 		a.deviceCommand(),
 		a.tailCommand(),
 		a.statusCommand(),
+		a.serviceCommand(),
+		a.caCommand(),
+		a.sendCommand(),
+		a.commandCommand(),
+		a.configCommand(),
+		a.auditCommand(),
+		exitCodes(),
 	}
 }

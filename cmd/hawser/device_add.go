@@ -97,14 +97,28 @@ func (n *newDevice) request(ctx context.Context, c *admin.Client, l *fleet.Layou
 	return &asked, err
 }
 
-// sayRequest tells how a request gets its answer.
-func (a *app) sayRequest(q *admin.Request) error {
+// sayRequest tells how a request gets its answer. caDir is the directory that
+// signs it, out the file that waits for the certificate or "".
+func (a *app) sayRequest(q *admin.Request, caDir, out string) error {
+	result := strings.TrimSuffix(filepath.Base(q.File), ".json") + ".result.json"
+	bring := fmt.Sprintf("hawser ca import %s --dir %s", result, shellWord(a.dir))
+	if out != "" {
+		bring += " --out " + shellWord(out)
+	}
 	return emitOne(a, *q, func() {
 		a.say("%s %s waits for a signature", q.Kind, q.Subject)
-		a.say("  request  %s", q.File)
-		a.say("  at the safe:    hawser ca sign %s --ca ca-a", filepath.Base(q.File))
-		a.say("  on the server:  hawser ca import RESULT --dir %s", a.dir)
+		a.say("  request         %s", q.File)
+		a.say("  at the safe:    hawser ca sign %s --ca %s", filepath.Base(q.File), caDir)
+		a.say("  on the server:  %s", bring)
 	})
+}
+
+// askedDevice is sayRequest for a device. A request carries the class and no tags.
+func (a *app) askedDevice(q *admin.Request, n *newDevice, out string) error {
+	if len(n.tags) > 0 {
+		a.note("tags do not travel with a request\nhint: after the import, hawser device tag %s %s", q.Subject, strings.Join(n.tags, " "))
+	}
+	return a.sayRequest(q, "ca-a", out)
 }
 
 func (a *app) deviceAdd() *cobra.Command {
@@ -170,7 +184,7 @@ func (a *app) addDevice(ctx context.Context, c *admin.Client, n *newDevice) erro
 		return err
 	}
 	if cert == nil {
-		return a.sayRequest(asked)
+		return a.askedDevice(asked, n, filepath.Join(n.out, "device.crt"))
 	}
 	if err := durable.WriteFile(filepath.Join(n.out, "device.crt"), pki.EncodeCert(cert.Raw), 0o644); err != nil {
 		return err
@@ -319,7 +333,7 @@ func (a *app) enrollDevice(ctx context.Context, c *admin.Client, n *newDevice, c
 		return err
 	}
 	if cert == nil {
-		return a.sayRequest(asked)
+		return a.askedDevice(asked, n, n.out)
 	}
 	text := pki.EncodeCert(cert.Raw)
 	if n.out != "" {

@@ -57,7 +57,7 @@ Every command works on one fleet: its state directory is --dir, else $HAWSER_DIR
 else ./fleet. While "hawser serve" runs, the other commands ask it over a socket in
 that directory; otherwise they use the files themselves.
 
-Exit codes: 0 done, 1 failed, 2 wrong use.`,
+Exit codes: 0 done, 1 failed, 2 wrong use; "hawser help exit-codes" tells those of send.`,
 		Example: `  hawser init --dir fleet --domain localhost --trial
   hawser serve --dir fleet
   hawser device add --dir fleet --id ABCD1234 --out ABCD1234
@@ -75,6 +75,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.`,
 	}
 	root.PersistentFlags().StringVar(&a.dir, "dir", dir, "state directory of the fleet; also $HAWSER_DIR")
 	root.AddCommand(a.commands()...)
+	a.completeArguments(root)
 	return root
 }
 
