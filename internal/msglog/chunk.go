@@ -226,6 +226,7 @@ func (c *chunker) writeSome(ctx context.Context) (int, error) {
 	for i, k := range c.ready[:n] {
 		link, err := c.previous(ctx, k.subject)
 		if err != nil {
+			clear(c.prev) // it tells of chunks of this write already
 			return 0, err
 		}
 		c.prev[k.subject] = base + uint64(i) + 1
