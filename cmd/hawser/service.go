@@ -159,7 +159,7 @@ func (a *app) serviceGrant() *cobra.Command {
 		Use:   "grant NAME [--add GRANT] [--remove GRANT]",
 		Short: "give a service rights, or take them away",
 		Long: `grant changes what a service may do, all of it in one step. It acts within a second on
-connections that stand: subscriptions that are no longer covered get nothing more.
+connections that stand: one with a subscription that is no longer covered is closed.
 Without flags it prints the grants.`,
 		Example: `  hawser service grant dashboard --add 'read fleet/#'
   hawser service grant dashboard --add 'read private/+/u/temp' --remove 'read private/+/u/#'`,
