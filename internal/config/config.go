@@ -78,8 +78,10 @@ type Limits struct {
 	QueueMessages int `toml:"queue_messages"`
 	// The same in bytes.
 	QueueBytes Size `toml:"queue_bytes"`
-	// Connections that are not admitted yet, all together: each holds one slot.
+	// TLS handshakes at a time. A connection that has not sent its ClientHello holds no slot.
 	HandshakeSlots int `toml:"handshake_slots"`
+	// Connections that are not admitted yet, all together; a silent one costs about 6 KiB.
+	Unadmitted int `toml:"unadmitted"`
 	// How long a connection may take from the first byte to CONNACK.
 	PreAdmission Duration `toml:"pre_admission"`
 	// How many bytes it may send until then.
@@ -135,7 +137,7 @@ func Default() Config {
 		Limits: Limits{
 			MaxPacket: 256 * KiB, MaxWrite: 2 * KiB, Inflight: 32, SessionExpiry: 30 * Day,
 			QueueMessages: 1000, QueueBytes: 1 * MiB,
-			HandshakeSlots: 1024, PreAdmission: 10 * Second, PreAdmissionBytes: 16 * KiB,
+			HandshakeSlots: 256, Unadmitted: 20000, PreAdmission: 10 * Second, PreAdmissionBytes: 16 * KiB,
 			AddressRate: 20, AddressBurst: 100,
 			Device: Principal{MessagesPerSecond: 50, BytesPerSecond: 64 * KiB, RetainedTopics: 100,
 				RetainedBytes: 256 * KiB, LogShare: 5, Subscriptions: 32},

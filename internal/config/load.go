@@ -165,6 +165,7 @@ func (l *Limits) validate() error {
 		{"queue_messages", float64(l.QueueMessages), 1, 1e7},
 		{"queue_bytes", float64(l.QueueBytes), float64(KiB), float64(TiB)},
 		{"handshake_slots", float64(l.HandshakeSlots), 1, 1e6},
+		{"unadmitted", float64(l.Unadmitted), 1, 1e6},
 		{"pre_admission (s)", l.PreAdmission.Std().Seconds(), 0.1, 600},
 		{"pre_admission_bytes", float64(l.PreAdmissionBytes), float64(4 * KiB), float64(MiB)},
 		{"address_rate", l.AddressRate, 0.01, 1e6},

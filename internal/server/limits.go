@@ -15,8 +15,7 @@ const burst = 10
 func brokerLimits(c *config.Config) broker.Limits {
 	l := broker.DefaultLimits()
 	l.PreAdmission, l.PreAdmissionBytes = c.Limits.PreAdmission.Std(), int(c.Limits.PreAdmissionBytes)
-	l.Unadmitted = c.Limits.HandshakeSlots
-	l.Handshakes = min(l.Handshakes, c.Limits.HandshakeSlots)
+	l.Unadmitted, l.Handshakes = c.Limits.Unadmitted, c.Limits.HandshakeSlots
 	l.AddressRate, l.AddressBurst = c.Limits.AddressRate, c.Limits.AddressBurst
 	l.MaxPacket = int(c.Limits.MaxPacket)
 	l.MaxExpiry = uint32(min(c.Limits.SessionExpiry.Std()/time.Second, 0xFFFFFFFE))
