@@ -84,6 +84,7 @@ type delivery struct {
 	state  byte
 	retain bool // the RETAIN flag to send
 	dup    bool
+	due    bool // has its place in the window and is yet to be sent on this connection
 	kept   bool // from the retained messages, not from the log's order
 }
 

@@ -46,16 +46,6 @@ const (
 	maxDone      = 4096 // acknowledgements that may overtake the oldest message
 )
 
-// rewind prepares for a new connection: what was sent and not acknowledged will
-// be sent again (MQTT 5.0 4.4). Persistent sessions read it from disk.
-func (o *outgoing) rewind(s *session) {
-	for i := range o.window {
-		if d := &o.window[i]; d.state == stateSent {
-			d.dup = true
-		}
-	}
-}
-
 // park drops what is in memory when the connection has gone: a persistent
 // session finds it on disk again, and any other is about to end. What belongs to
 // a group goes back to it; what a command waits for is its sender's to repeat.
@@ -183,7 +173,8 @@ func (s *session) pump() {
 	}
 	now := time.Now()
 	var storing []registry.Inflight
-	for len(o.window) < c.window && len(o.done) < maxDone {
+	hold := s.sendDue(c)
+	for len(o.window) < c.window && len(o.done) < maxDone && !o.holds(hold) {
 		d, ok := o.pop(c)
 		if !ok {
 			break
@@ -198,7 +189,7 @@ func (s *session) pump() {
 			storing = append(storing, registry.Inflight{PacketID: d.pid, Ref: uint64(d.pos), State: stateSent})
 		}
 		if o.storing+len(storing) > 0 { // what comes after one that waits waits too
-			d.state = stateStoring
+			d.state, d.due = stateStoring, true
 		}
 		o.window = append(o.window, d)
 		if d.state == stateSent {
@@ -243,12 +234,14 @@ func (s *session) sendNow(c *conn, d *delivery, now time.Time) {
 }
 
 // transmit sends a delivery that has its place in the window, or takes it out of
-// there when it can never be sent.
-func (s *session) transmit(c *conn, d *delivery, now time.Time) {
+// there when it can never be sent; it tells whether it is still in there.
+func (s *session) transmit(c *conn, d *delivery, now time.Time) bool {
 	left, dead := d.msg.left(now)
 	if dead && !d.dup || c.sendPublish(d, left) == never {
 		s.conclude(d)
+		return false
 	}
+	return true
 }
 
 // conclude takes a delivery out of the window for good.
@@ -273,29 +266,9 @@ func (s *session) storeThenSend(list []registry.Inflight) {
 			return
 		}
 		if s.out.storing == 0 {
-			s.sendStored()
+			s.pump()
 		}
 	})
-}
-
-// sendStored sends what waited for its packet id, or for one before it, to be on
-// disk. On a connection that came later it is a first time all the same.
-func (s *session) sendStored() {
-	c := s.live()
-	if c == nil {
-		return
-	}
-	for i := 0; i < len(s.out.window); {
-		d := &s.out.window[i]
-		pid := d.pid
-		if d.state == stateStoring && d.msg != nil {
-			d.state = stateSent
-			s.transmit(c, d, time.Now())
-		}
-		if i < len(s.out.window) && s.out.window[i].pid == pid {
-			i++
-		}
-	}
 }
 
 // freePID gives a packet id that is not in use.
@@ -429,8 +402,15 @@ func (s *session) onPuback(pid uint16) {
 // it is on disk that PUBREC came.
 func (s *session) onPubrec(c *conn, a *mqtt.Ack) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	d := s.find(a.PacketID, 2)
+	if d != nil && a.Code.Failed() {
+		s.conclude(d)
+		s.pump()
+		s.mu.Unlock()
+		s.feedGroups()
+		return
+	}
+	defer s.mu.Unlock()
 	switch {
 	case d == nil:
 		code := mqtt.Success
@@ -438,9 +418,6 @@ func (s *session) onPubrec(c *conn, a *mqtt.Ack) {
 			code = mqtt.PacketIDNotFound
 		}
 		c.send(&mqtt.Ack{Type: mqtt.PUBREL, PacketID: a.PacketID, Code: code})
-	case a.Code.Failed():
-		s.conclude(d)
-		s.pump()
 	case d.state == stateReleased:
 		c.send(&mqtt.Ack{Type: mqtt.PUBREL, PacketID: a.PacketID})
 	case d.state == stateSent:
@@ -448,10 +425,11 @@ func (s *session) onPubrec(c *conn, a *mqtt.Ack) {
 	}
 }
 
-// release sends PUBREL, after a commit where the session is stored.
+// release sends PUBREL, after a commit where the session is stored: on the
+// connection there is then.
 func (s *session) release(c *conn, d *delivery) {
 	pid := d.pid
-	if !s.stored || !s.persistent() || d.kept {
+	if !s.stored || !s.persistent() || !d.ordered() {
 		d.state = stateReleased
 		c.send(&mqtt.Ack{Type: mqtt.PUBREL, PacketID: pid})
 		return
@@ -461,12 +439,18 @@ func (s *session) release(c *conn, d *delivery) {
 	s.b.submit("store PUBREC", func(tx *registry.Tx) error { return tx.PutInflight(no, row) }, func(err error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		d := s.find(pid, 2)
-		if err != nil || d == nil || d.state != stateReceived {
+		d, c := s.find(pid, 2), s.live()
+		if d == nil || d.state != stateReceived {
 			return
 		}
-		d.state = stateReleased
-		if s.c == c {
+		if d.state = stateReleased; err != nil { // PUBREC is not on disk: as if it had not come
+			d.state = stateSent
+		}
+		switch {
+		case c == nil:
+		case err != nil:
+			c.end(fate{code: mqtt.UnspecifiedError, err: err, will: true})
+		default:
 			c.send(&mqtt.Ack{Type: mqtt.PUBREL, PacketID: pid})
 		}
 	})
@@ -493,21 +477,6 @@ func (s *session) drained(c *conn) {
 		s.pump()
 	}
 	s.mu.Unlock()
-}
-
-// resume sends what a new connection needs first: the second halves of QoS 2
-// deliveries, then whatever is on disk. The caller holds mu.
-func (s *session) resume(c *conn) {
-	c.ready = true
-	for i := range s.out.window {
-		if d := &s.out.window[i]; d.state == stateReleased {
-			c.send(&mqtt.Ack{Type: mqtt.PUBREL, PacketID: d.pid})
-		} else if d.state == stateReceived {
-			d.state = stateReleased
-			c.send(&mqtt.Ack{Type: mqtt.PUBREL, PacketID: d.pid})
-		}
-	}
-	s.pump()
 }
 
 // direct is one message of the server to one live device: a command.

@@ -2,7 +2,6 @@ package broker
 
 import (
 	"errors"
-	"time"
 
 	"hawser/internal/mqtt"
 	"hawser/internal/msglog"
@@ -61,7 +60,7 @@ func (s *session) readQueue(c *conn) (more bool, err error) {
 	}
 	for _, q := range batch {
 		for i := range q.Recs {
-			s.restore(c, &q.Recs[i], q.Seq)
+			s.restore(&q.Recs[i], q.Seq)
 		}
 		o.taken = q.Seq
 	}
@@ -124,7 +123,7 @@ func (s *session) readFrames(c *conn) (more bool, err error) {
 			return errEnough
 		}
 		if r.Kind == msglog.KindPublish {
-			s.restore(c, r, 0)
+			s.restore(r, 0)
 		}
 		s.out.next = r.Pos.Next()
 		return nil
@@ -161,18 +160,15 @@ func (s *session) readTo(c *conn, limit msglog.Pos, full bool) (more bool, err e
 
 // restore takes one record read back: it fills a place of the window that was
 // taken before, passes over what is acknowledged, and queues the rest.
-func (s *session) restore(c *conn, r *msglog.Record, seq uint64) {
+func (s *session) restore(r *msglog.Record, seq uint64) {
 	o := &s.out
 	for i := range o.window {
 		d := &o.window[i]
 		if d.pos != r.Pos || !d.ordered() {
 			continue
 		}
-		if d.seq = seq; d.msg == nil && d.state <= stateSent {
+		if d.seq = seq; d.due && d.msg == nil {
 			d.msg = newMessage(r)
-			if d.state == stateSent {
-				s.transmit(c, d, time.Now())
-			}
 		}
 		return
 	}
@@ -193,7 +189,7 @@ func (s *session) restore(c *conn, r *msglog.Record, seq uint64) {
 // The caller holds mu.
 func (s *session) dropLost() {
 	for i := 0; i < len(s.out.window); {
-		if d := &s.out.window[i]; d.msg == nil && d.state == stateSent {
+		if d := &s.out.window[i]; d.msg == nil && d.due {
 			s.drop()
 			s.conclude(d)
 			continue

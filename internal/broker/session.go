@@ -123,10 +123,13 @@ func (b *Broker) attach(c *conn, p *mqtt.Connect, clientID string, will *registr
 		if b.perMember[c.m] >= c.q.Sessions {
 			return a, errSessions
 		}
-	} else if a.takeOver(p.CleanStart) {
-		a.drop = a.s
-		b.forget(a.s)
-		a.s = nil
+	} else {
+		ends := a.takeOver(p.CleanStart)
+		if a.s.feedOthers(); ends {
+			a.drop = a.s
+			b.forget(a.s)
+			a.s = nil
+		}
 	}
 	a.present = a.s != nil
 	if a.s == nil {
@@ -187,7 +190,7 @@ func (s *session) bind(c *conn, p *mqtt.Connect, will *registry.Will) {
 	s.gen++
 	c.gen = s.gen
 	s.expiry = s.b.sessionExpiry(p)
-	s.out.rewind(s)
+	s.out.rewind()
 }
 
 // sessionExpiry is how long the session of this CONNECT is to be kept: in 3.1.1
@@ -229,6 +232,9 @@ func (b *Broker) detach(c *conn) {
 	gen := s.gen
 	gone := mine && !s.persistent() && s.will == nil
 	s.mu.Unlock()
+	if mine {
+		s.feedOthers()
+	}
 	if gone {
 		b.forget(s)
 	}

@@ -178,6 +178,16 @@ func (g *group) deliverOne(m *message) {
 	}
 }
 
+// feedOthers hands on what a session that has lost its connection gave back to
+// its groups (MQTT 5.0 4.8.2). The caller holds Broker.mu.
+func (s *session) feedOthers() {
+	for _, sub := range s.subs {
+		if sub.group != nil {
+			sub.group.feed()
+		}
+	}
+}
+
 // feedGroups is called when a member's window has got room.
 func (s *session) feedGroups() {
 	s.mu.Lock()
