@@ -44,7 +44,7 @@ func (b *Broker) planned(recs []msglog.Record, q *msglog.QueuePlan) {
 func (b *Broker) plan(s *session, r *msglog.Record, i int, q *msglog.QueuePlan) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.persistent() {
+	if !s.persistent() && !s.out.behind { // on its last visit a session still has its order on disk
 		return
 	}
 	if m := s.matchRecord(r); !m.hit || m.qos == 0 {
@@ -178,7 +178,7 @@ func (b *Broker) toDevice(s *session, r *msglog.Record) *message {
 		} else {
 			d.direct = own
 		}
-	case d.qos > 0 && s.persistent():
+	case d.qos > 0 && (s.persistent() || s.out.behind):
 		if r.QueueFull {
 			return m
 		}
