@@ -238,7 +238,12 @@ func (c *conn) end(f fate) {
 			d.Reason = clip(f.err.Error(), 200)
 		}
 		c.grab()
+		start := len(c.out.b)
 		c.out.b = d.Append(c.out.b, c.version)
+		if c.maxPacket > 0 && len(c.out.b)-start > c.maxPacket { // MQTT 5.0 3.14.2.2.3
+			d.Reason = ""
+			c.out.b = d.Append(c.out.b[:start], c.version)
+		}
 	}
 	c.closing = true
 	c.kick()
