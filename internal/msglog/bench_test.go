@@ -150,3 +150,29 @@ func BenchmarkRead(b *testing.B) {
 	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "records/s")
 	b.ReportMetric(float64(peak-before)/(1<<20), "RSS-growth-MiB")
 }
+
+// BenchmarkQueueRead is the return of a device whose queue holds three messages
+// among those of 5,000 devices.
+func BenchmarkQueueRead(b *testing.B) {
+	cfg := testConfig(b)
+	create(b, cfg)
+	l := open(b, cfg, State{}, Hooks{Plan: func(recs []Record, q *QueuePlan) {
+		for i := range recs {
+			q.Add(recs[i].From.Name, i)
+		}
+	}})
+	const devices = 5000
+	for range 3 {
+		fillHistory(b, l, devices, devices)
+	}
+	cpu := cpuTime()
+	n := 0
+	for b.Loop() {
+		qs, err := l.QueueRead(device(n%devices).Name, 0, 32)
+		if err != nil || len(qs) != 3 {
+			b.Fatal(len(qs), err)
+		}
+		n++
+	}
+	b.ReportMetric(float64((cpuTime()-cpu).Microseconds())/float64(n), "cpu-µs/read")
+}

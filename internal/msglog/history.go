@@ -253,7 +253,7 @@ func (l *Log) walkBack(ctx context.Context, subject string, sel *selector) error
 		if h.link == 0 || len(got) > 0 && sel.before(got[len(got)-1].Time) {
 			return nil
 		}
-		if m, ok, err = l.store.get(ctx, l.names.history, h.link, ""); err != nil {
+		if m, ok, err = l.store.bySeq(ctx, l.names.history, h.link); err != nil {
 			return err
 		}
 		if !ok {
@@ -299,7 +299,7 @@ func (l *Log) framesBackward(ctx context.Context, sel *selector) error {
 	for n := end - 1; n >= max(l.First().Frame(), 1); n-- {
 		data := l.ring.get(n)
 		if data == nil {
-			m, ok, err := l.store.get(ctx, l.names.log, n, "")
+			m, ok, err := l.store.bySeq(ctx, l.names.log, n)
 			if err != nil {
 				return err
 			}

@@ -3,6 +3,7 @@ package msglog
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/time/rate"
@@ -15,11 +16,26 @@ type queues struct {
 	write sync.Mutex // held while something is written to Q: sequences are predicted
 
 	mu     sync.Mutex
-	byName map[string]QueueState // guarded by mu; queues that hold something
-	last   uint64                // guarded by mu; last sequence of Q
-	done   uint64                // guarded by mu; frames up to here have all their queue messages, says Q
-	acks   map[string]uint64     // guarded by mu; to be purged
-	wake   chan struct{}         // capacity 1
+	byName map[string]*queue // guarded by mu; queues that hold something
+	last   uint64            // guarded by mu; last sequence of Q
+	done   uint64            // guarded by mu; frames up to here have all their queue messages, says Q
+	acks   map[string]uint64 // guarded by mu; to be purged
+	wake   chan struct{}     // capacity 1
+}
+
+// queue is one device's queue. The sequences take 8 bytes for each message; to
+// look them up by subject would cost JetStream a walk over those of all devices.
+type queue struct {
+	seqs    []uint64 // of its messages, rising
+	lastPos Pos      // of the last record
+}
+
+// last is 0 for a queue that is not there.
+func (u *queue) last() uint64 {
+	if u == nil || len(u.seqs) == 0 {
+		return 0
+	}
+	return u.seqs[len(u.seqs)-1]
 }
 
 func (q *queues) lastSeq() uint64 {
@@ -37,7 +53,7 @@ func (q *queues) setLast(seq uint64) {
 // loadQueues reads the whole of Q, verifying it.
 func (l *Log) loadQueues(ctx context.Context) error {
 	q := &l.queues
-	q.byName, q.acks, q.wake = make(map[string]QueueState), make(map[string]uint64), make(chan struct{}, 1)
+	q.byName, q.acks, q.wake = make(map[string]*queue), make(map[string]uint64), make(chan struct{}, 1)
 	var recs []Record
 	return l.scanAll(ctx, l.names.queue, func(m stored) error {
 		h, got, _, err := decodeBlock(m.data, magicQueue, recs[:0])
@@ -55,7 +71,7 @@ func (l *Log) loadQueues(ctx context.Context) error {
 			return nil
 		}
 		name := m.subject[len(l.names.q):]
-		if last := q.byName[name].Last; last != 0 && h.link > last {
+		if last := q.byName[name].last(); last != 0 && h.link > last {
 			return l.damaged(l.names.queue, h.link, fmt.Errorf("queue of %s: the message is missing", name))
 		}
 		q.note(name, m.seq, recs[len(recs)-1].Pos)
@@ -83,13 +99,12 @@ func (l *Log) scanAll(ctx context.Context, stream string, fn func(stored) error)
 
 // note is called with mu held, or before anybody else knows q.
 func (q *queues) note(name string, seq uint64, pos Pos) {
-	s, ok := q.byName[name]
-	if !ok {
-		s = QueueState{Name: name, First: seq}
+	u := q.byName[name]
+	if u == nil {
+		u = &queue{}
+		q.byName[name] = u
 	}
-	s.Last, s.LastPos = seq, pos
-	s.Count++
-	q.byName[name] = s
+	u.seqs, u.lastPos = append(u.seqs, seq), pos
 }
 
 func (l *Log) damaged(stream string, seq uint64, err error) error {
@@ -123,7 +138,7 @@ func (c *committer) writeQueueBatch(f *frame, plan []planned, final bool) error 
 	expect := q.last
 	msgs := make([]outMsg, len(plan))
 	for i, p := range plan {
-		h := header{magic: magicQueue, number: f.number, link: q.byName[p.name].Last}
+		h := header{magic: magicQueue, number: f.number, link: q.byName[p.name].last()}
 		if final && i == len(plan)-1 {
 			h.flags = flagFinal
 		}
@@ -211,8 +226,8 @@ func (c *committer) finishLast(ctx context.Context) error {
 func (q *queues) holds(name string, frame uint64) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s, ok := q.byName[name]
-	return ok && s.LastPos.Frame() >= frame
+	u := q.byName[name]
+	return u != nil && u.lastPos.Frame() >= frame
 }
 
 // QueueStates calls fn for every device queue that holds something, in no
@@ -220,8 +235,8 @@ func (q *queues) holds(name string, frame uint64) bool {
 func (l *Log) QueueStates(ctx context.Context, fn func(QueueState) error) error {
 	l.queues.mu.Lock()
 	all := make([]QueueState, 0, len(l.queues.byName))
-	for _, s := range l.queues.byName {
-		all = append(all, s)
+	for name, u := range l.queues.byName {
+		all = append(all, QueueState{Name: name, First: u.seqs[0], Last: u.last(), Count: uint64(len(u.seqs)), LastPos: u.lastPos})
 	}
 	l.queues.mu.Unlock()
 	for _, s := range all {
@@ -236,23 +251,65 @@ func (l *Log) QueueStates(ctx context.Context, fn func(QueueState) error) error 
 }
 
 // QueueRead gives at most max messages of a device's queue with a sequence
-// above afterSeq (0: from the beginning), oldest first; none when there are no
-// more. A message that is missing after afterSeq is ErrDamaged.
+// above afterSeq (0: from the beginning), oldest first, together about 1 MiB at the
+// most; none when there are no more. A message that is missing is ErrDamaged.
 func (l *Log) QueueRead(name string, afterSeq uint64, max int) ([]Queued, error) {
-	want := l.queueLast(name)
-	if want <= afterSeq || max <= 0 {
-		return nil, nil
+	var out []Queued
+	size := 0
+	for _, seq := range l.queues.after(name, afterSeq, max) {
+		data, err := l.queueMessage(name, seq)
+		if err != nil {
+			return nil, err
+		}
+		if data == nil {
+			continue // dropped meanwhile
+		}
+		h, recs, _, err := decodeBlock(data, magicQueue, nil)
+		if err != nil {
+			return nil, l.damaged(l.names.queue, seq, err)
+		}
+		if afterSeq != 0 && h.link > afterSeq {
+			return nil, l.damaged(l.names.queue, h.link, fmt.Errorf("queue of %s: the message is missing", name))
+		}
+		out = append(out, Queued{Seq: seq, Recs: recs})
+		afterSeq = seq
+		if size += len(data); size > readBytes {
+			break
+		}
 	}
+	return out, nil
+}
+
+// readBytes is what QueueRead reads before it stops.
+const readBytes = 1 << 20
+
+// after gives the first max sequences of a queue above afterSeq.
+func (q *queues) after(name string, afterSeq uint64, max int) []uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	u := q.byName[name]
+	if u == nil || max <= 0 {
+		return nil
+	}
+	i, _ := slices.BinarySearch(u.seqs, afterSeq+1)
+	return slices.Clone(u.seqs[i:min(i+max, len(u.seqs))])
+}
+
+// queueMessage reads one message; nil when it was removed meanwhile.
+func (l *Log) queueMessage(name string, seq uint64) ([]byte, error) {
 	for try := 0; ; try++ {
-		out, err := l.queueRead(name, afterSeq, max)
-		if err != nil || len(out) > 0 {
-			return out, err
+		m, ok, err := l.store.getDirect(l.ctx, l.names.queue, seq)
+		if err != nil {
+			return nil, err
 		}
-		if l.queueLast(name) <= afterSeq {
-			return nil, nil // dropped meanwhile
+		if ok && m.subject == l.names.q+name {
+			return m.data, nil
 		}
-		if try == readRetries {
-			return nil, l.damaged(l.names.queue, want, fmt.Errorf("queue of %s: the message is missing", name))
+		if len(l.queues.after(name, seq-1, 1)) == 0 || l.queues.after(name, seq-1, 1)[0] != seq {
+			return nil, nil
+		}
+		if try == readRetries || l.cfg.Dir != "" {
+			return nil, l.damaged(l.names.queue, seq, fmt.Errorf("queue of %s: the message is missing", name))
 		}
 		if !l.pause(readPause) { // a replica that lags behind
 			return nil, ErrClosed
@@ -263,24 +320,7 @@ func (l *Log) QueueRead(name string, afterSeq uint64, max int) ([]Queued, error)
 func (l *Log) queueLast(name string) uint64 {
 	l.queues.mu.Lock()
 	defer l.queues.mu.Unlock()
-	return l.queues.byName[name].Last
-}
-
-func (l *Log) queueRead(name string, after uint64, max int) (out []Queued, err error) {
-	q := scanQuery{stream: l.names.queue, from: after + 1, subject: l.names.q + name, batch: max, once: true}
-	err = l.store.scan(l.ctx, q, func(m stored) error {
-		h, recs, _, err := decodeBlock(m.data, magicQueue, nil)
-		if err != nil {
-			return l.damaged(l.names.queue, m.seq, err)
-		}
-		if after != 0 && h.link > after {
-			return l.damaged(l.names.queue, h.link, fmt.Errorf("queue of %s: the message is missing", name))
-		}
-		after = m.seq
-		out = append(out, Queued{Seq: m.seq, Recs: recs})
-		return nil
-	})
-	return out, err
+	return l.queues.byName[name].last()
 }
 
 // QueueAck says that the device acknowledged its queue up to upToSeq. The
@@ -317,11 +357,11 @@ func (l *Log) queuePurge(ctx context.Context, name string, upTo uint64) error {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if s := q.byName[name]; s.Last <= upTo {
-		delete(q.byName, name)
-	} else if s.First <= upTo {
-		s.First = upTo + 1
-		q.byName[name] = s
+	if u := q.byName[name]; u != nil {
+		i, _ := slices.BinarySearch(u.seqs, upTo+1)
+		if u.seqs = slices.Delete(u.seqs, 0, i); len(u.seqs) == 0 {
+			delete(q.byName, name)
+		}
 	}
 	return nil
 }

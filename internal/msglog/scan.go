@@ -23,8 +23,6 @@ type scanQuery struct {
 	from    uint64    // first sequence
 	since   time.Time // instead of from: stored at or after
 	subject string    // "": all
-	batch   int       // messages of one request; 0: scanMsgs
-	once    bool      // one request only
 }
 
 type scanBatch struct {
@@ -36,9 +34,6 @@ type scanBatch struct {
 // scan calls fn for the messages that q selects until there are no more. The
 // next request is under way while fn works on the answer to the one before.
 func (s *store) scan(ctx context.Context, q scanQuery, fn func(stored) error) error {
-	if q.once {
-		return s.scanOnce(ctx, q, fn)
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	batches := make(chan scanBatch)
@@ -54,21 +49,6 @@ func (s *store) scan(ctx context.Context, q scanQuery, fn func(stored) error) er
 		}
 	}
 	return ctx.Err()
-}
-
-func (s *store) scanOnce(ctx context.Context, q scanQuery, fn func(stored) error) error {
-	sub, err := s.scanSub()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = sub.Unsubscribe() }()
-	b := s.scanRequest(ctx, sub, q)
-	for _, m := range b.msgs {
-		if err := fn(m); err != nil {
-			return err
-		}
-	}
-	return b.err
 }
 
 func (s *store) scanSub() (*nats.Subscription, error) {
@@ -151,10 +131,7 @@ func scanBody(q scanQuery) ([]byte, error) {
 		Next     string     `json:"next_by_subj,omitempty"`
 		Batch    int        `json:"batch"`
 		MaxBytes int        `json:"max_bytes"`
-	}{Seq: max(q.from, 1), Next: q.subject, Batch: q.batch, MaxBytes: scanBytes}
-	if req.Batch == 0 {
-		req.Batch = scanMsgs
-	}
+	}{Seq: max(q.from, 1), Next: q.subject, Batch: scanMsgs, MaxBytes: scanBytes}
 	if !q.since.IsZero() {
 		t := q.since.UTC()
 		req.Seq, req.Start = 0, &t

@@ -322,6 +322,30 @@ func (s *store) get(ctx context.Context, stream string, seq uint64, last string)
 	return stored{out.Message.Subject, out.Message.Seq, out.Message.Data}, err == nil, err
 }
 
+// getDirect reads one message by sequence from any replica. ok is false when
+// that one does not have it.
+func (s *store) getDirect(ctx context.Context, stream string, seq uint64) (m stored, ok bool, err error) {
+	body := append(strconv.AppendUint([]byte(`{"seq":`), seq, 10), '}')
+	answer, err := s.request(ctx, "$JS.API.DIRECT.GET."+stream, nil, body)
+	if err != nil {
+		return m, false, err
+	}
+	if answer.Header.Get("Status") != "" {
+		return m, false, nil
+	}
+	return stored{answer.Header.Get("Nats-Subject"), seq, answer.Data}, true, nil
+}
+
+// bySeq reads one message from any replica, and from the leader when that one
+// does not have it.
+func (s *store) bySeq(ctx context.Context, stream string, seq uint64) (stored, bool, error) {
+	m, ok, err := s.getDirect(ctx, stream, seq)
+	if err != nil || ok {
+		return m, ok, err
+	}
+	return s.get(ctx, stream, seq, "")
+}
+
 // seqAt gives the sequence of the first message stored at or after t; ok is
 // false when there is none.
 func (s *store) seqAt(ctx context.Context, stream string, t time.Time) (seq uint64, ok bool, err error) {
