@@ -138,7 +138,7 @@ func (a *app) send(ctx context.Context, c *admin.Client, o *order) error {
 			return err
 		}
 	}
-	return a.sayOutcome(c, &sent, o.waits)
+	return a.sayOutcome(ctx, c, &sent, o.waits)
 }
 
 // await gives the command when its outcome stands, or as it was last seen: when
@@ -189,7 +189,7 @@ func (a *app) busy(ctx context.Context, format string, args ...any) (done func()
 
 // sayOutcome tells how far the command has come: by exit code, and in words
 // unless --json has said it.
-func (a *app) sayOutcome(c *admin.Client, v *admin.Command, waited time.Duration) error {
+func (a *app) sayOutcome(ctx context.Context, c *admin.Client, v *admin.Command, waited time.Duration) error {
 	later := fmt.Sprintf("hint: hawser command list %s", v.Device)
 	switch v.State {
 	case "answered":
@@ -200,13 +200,13 @@ func (a *app) sayOutcome(c *admin.Client, v *admin.Command, waited time.Duration
 	case "failed":
 		return a.outcome(exitDeviceFailed, "%s could not do %q: %s", v.Device, v.Name, answerText(v))
 	case "queued":
-		why := "it is not connected, or has not subscribed to its commands"
-		if !c.Running() {
-			why, later = "no server runs", "hint: hawser serve --dir "+a.dir
-		} else if waited == 0 {
+		switch {
+		case !c.Running():
+			return a.outcome(exitQueued, "command %d for %s is queued: no server runs\nhint: hawser serve --dir %s", v.CID, v.Device, a.dir)
+		case waited == 0:
 			return a.outcome(exitQueued, "command %d for %s is queued\n%s", v.CID, v.Device, later)
 		}
-		return a.outcome(exitQueued, "command %d for %s is queued: %s\n%s", v.CID, v.Device, why, later)
+		return a.outcome(exitQueued, "command %d for %s is queued: %s\n%s", v.CID, v.Device, whyQueued(ctx, c, v.Device), later)
 	case "delivered":
 		return a.outcome(exitDelivered, "%s has got command %d and has not answered yet\n%s", v.Device, v.CID, later)
 	case "expired":
@@ -215,6 +215,20 @@ func (a *app) sayOutcome(c *admin.Client, v *admin.Command, waited time.Duration
 		return a.outcome(exitUnknown, "%s has seen command %d, but its answer was lost: it ran once or not at all", v.Device, v.CID)
 	}
 	return a.outcome(admin.ExitFailed, "command %d for %s was %s", v.CID, v.Device, v.State)
+}
+
+// whyQueued says what a command waits for.
+func whyQueued(ctx context.Context, c *admin.Client, id identity.ID) string {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastLook)
+	defer cancel()
+	d, err := c.Device(ctx, id)
+	switch {
+	case err != nil || d.Online == nil:
+		return "the device has not acknowledged it"
+	case *d.Online:
+		return "the device is connected and has not acknowledged it yet"
+	}
+	return "the device is not connected"
 }
 
 // outcome is an exit code and, unless --json has told everything, the words for it.
