@@ -116,7 +116,7 @@ func OpenLayout(dir string) (*Layout, error) {
 		return nil, fmt.Errorf("%s holds no fleet: there is no %s\nhint: hawser init --dir %s --domain NAME", dir, configFile, dir)
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w\nhint: the comments in hawser.toml, as init writes it, name every key and its values", err)
 	}
 	for _, d := range l.Config.Fleet.Domains {
 		if err := pki.CheckDomain(d); err != nil {
