@@ -36,7 +36,6 @@ type conn struct {
 	// Owned by the reading goroutine.
 	aliases  []string
 	deadline time.Time // of the next read, as last set
-	pub      mqtt.Publish
 	small    [256]byte // most packets of a device fit; larger ones borrow from a pool
 
 	wmu      sync.Mutex
@@ -83,13 +82,23 @@ type packet interface {
 // send queues one packet. It never blocks.
 func (c *conn) send(p packet) {
 	c.wmu.Lock()
+	over := false
 	if !c.closing {
 		c.grab()
+		start := len(c.out.b)
 		c.out.b = p.Append(c.out.b, c.version)
+		if over = c.maxPacket > 0 && len(c.out.b)-start > c.maxPacket; over { // MQTT 5.0 3.1.2-24
+			c.out.b = c.out.b[:start]
+		}
 		c.kick()
 	}
 	c.wmu.Unlock()
+	if over {
+		c.end(fate{code: mqtt.PacketTooLarge, err: errAnswerTooLarge, will: true})
+	}
 }
+
+var errAnswerTooLarge = errors.New("an answer is larger than the client's maximum packet size")
 
 // sendAck queues a PUBACK, PUBREC, PUBREL or PUBCOMP without starting the
 // writer: acks of one frame leave together, see Broker.committed.
@@ -272,9 +281,6 @@ var errEnded = errors.New("connection ended")
 // on a goroutine of its own: the handshake's has grown a stack of 16 KiB.
 func (c *conn) serve() {
 	err := c.readPackets()
-	if err == nil {
-		err = io.EOF
-	}
 	f := fate{err: err, will: true}
 	var bad *mqtt.Error
 	switch {
