@@ -15,6 +15,8 @@ func (a *app) commands() []*cobra.Command {
 		a.sendCommand(),
 		a.commandCommand(),
 		a.configCommand(),
+		a.demoCommand(),
+		a.simCommand(),
 		a.auditCommand(),
 		exitCodes(),
 	}

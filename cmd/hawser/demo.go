@@ -1,0 +1,369 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hawser/internal/admin"
+	"hawser/internal/durable"
+	"hawser/internal/fleet"
+	"hawser/internal/identity"
+	"hawser/internal/pki"
+	"hawser/internal/server"
+	"hawser/internal/sim"
+)
+
+// What the demo calls things, and how long it waits.
+const (
+	demoDomain   = "localhost"
+	demoService  = "demo"
+	demoCommand  = "blink"
+	demoFirmware = "demo-1.0"
+	demoTopic    = "u/temp"
+	answerWait   = 10 * time.Second // for the answer to a command
+	stopWait     = 15 * time.Second // for the server's goodbye
+)
+
+// demoOptions is what demo is told.
+type demoOptions struct {
+	devices int
+	rate    float64
+	span    time.Duration
+}
+
+func (a *app) demoCommand() *cobra.Command {
+	var o demoOptions
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "a fleet in a temporary directory, at work",
+		Long: `demo makes a trial fleet in a temporary directory, serves it, enrols some devices, and
+runs them as MQTT clients over TLS, each with its own certificate. They publish what
+they measure and answer a command each. On a terminal it shows them in a table.
+
+It prints lines for mosquitto_sub and mosquitto_pub that work as they are: to watch
+what the devices say, and to be one more device.
+
+With --for it stops by itself, as after Ctrl-C; then it stops the server, reads the log
+from the disk and says how many messages were acknowledged and how many are there, how
+many devices and how many answered commands. It exits with 1 where these differ. The
+directory is removed at the end.`,
+		Example: `  hawser demo
+  hawser demo --devices 20 --rate 5
+  hawser demo --for 10s`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case o.devices < 1 || o.devices > 1000:
+				return usagef(cmd, "--devices is 1 to 1000; hawser sim runs more")
+			case !(o.rate > 0 && o.rate <= 50):
+				return usagef(cmd, "--rate is more than 0, at most 50: what the server takes from one device")
+			case o.span < 0:
+				return usagef(cmd, "--for is a time like 10s")
+			}
+			return a.demo(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&o.devices, "devices", 5, "how many devices")
+	f.Float64Var(&o.rate, "rate", 1, "messages per second of each device")
+	f.DurationVar(&o.span, "for", 0, "stop after this time (default: Ctrl-C)")
+	return cmd
+}
+
+// demo is one run: what stands is taken down in reverse.
+type demo struct {
+	*app
+	demoOptions
+	top    string // the temporary directory
+	layout *fleet.Layout
+	server *server.Server
+	client *admin.Client
+	fleet  *sim.Fleet
+	table  *demoTable
+
+	members  []*sim.Member
+	sent     int // commands
+	answered int
+}
+
+// demo runs in a directory that is gone afterwards, whatever happens.
+func (a *app) demo(ctx context.Context, o demoOptions) (err error) {
+	d := &demo{app: a, demoOptions: o}
+	if _, err := sim.RaiseFiles(2 * o.devices); err != nil {
+		return err
+	}
+	if d.top, err = os.MkdirTemp("", "hawser-demo-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(d.top)) }()
+	a.dir = filepath.Join(d.top, "fleet")
+	logFile, err := os.OpenFile(filepath.Join(d.top, "serve.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer logFile.Close()
+	if err := d.run(ctx, logFile); err != nil {
+		return err
+	}
+	return d.reckon(ctx)
+}
+
+// run is all until the server has stopped.
+func (d *demo) run(ctx context.Context, logTo io.Writer) (err error) {
+	if d.layout, err = server.Create(ctx, fleet.InitOptions{Dir: d.dir, Domains: []string{demoDomain}, Trial: true},
+		server.UserName(os.Getuid()), slog.New(slog.DiscardHandler)); err != nil {
+		return err
+	}
+	if d.server, err = d.serve(ctx, slog.New(slog.NewTextHandler(logTo, nil))); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.stopServer(ctx)) }()
+	client, done, err := d.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	d.client = client
+	if err := d.populate(ctx); err != nil {
+		return err
+	}
+	return d.live(ctx)
+}
+
+// serve prefers the port that everybody knows; another demo may have it.
+func (d *demo) serve(ctx context.Context, log *slog.Logger) (*server.Server, error) {
+	cfg := server.Config{Dir: d.dir, Listen: "127.0.0.1:8883", Metrics: "127.0.0.1:0", Version: version, Logger: log}
+	if l, err := net.Listen("tcp", cfg.Listen); err != nil {
+		cfg.Listen = "127.0.0.1:0"
+	} else if err := l.Close(); err != nil {
+		return nil, err
+	}
+	return server.Start(ctx, cfg)
+}
+
+func (d *demo) stopServer(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWait)
+	defer cancel()
+	return d.server.Close(ctx)
+}
+
+// populate enrols the devices, and what the printed lines need.
+func (d *demo) populate(ctx context.Context) (err error) {
+	d.members, _, err = sim.Enrol(ctx, sim.Enrolment{Client: d.client, Layout: d.layout, Devices: d.devices, Class: "demo"})
+	if err != nil {
+		return err
+	}
+	if err := d.addService(ctx, filepath.Join(d.top, demoService)); err != nil {
+		return err
+	}
+	return d.addSixth(ctx)
+}
+
+// addService makes the principal that may watch.
+func (d *demo) addService(ctx context.Context, dir string) error {
+	key, err := makeKey(filepath.Join(dir, "service.key"))
+	if err != nil {
+		return err
+	}
+	ca, err := fleet.OpenCA(d.layout.CADir("a"), nil)
+	if err != nil {
+		return err
+	}
+	cert, err := ca.IssueService(demoService, &key.PublicKey, time.Now())
+	if err := errors.Join(err, ca.Close()); err != nil {
+		return err
+	}
+	_, err = d.client.AddService(ctx, admin.NewService{Name: demoService, Certificate: cert.Raw,
+		Grants: []admin.Grant{{Mode: "read", Filter: "private/+/u/#"}}})
+	if err != nil {
+		return err
+	}
+	if err := writeTrust(dir, d.layout); err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, "service.crt"), pki.EncodeCert(cert.Raw), 0o644)
+}
+
+// addSixth makes the device that the user can be, and prints what to paste.
+func (d *demo) addSixth(ctx context.Context) error {
+	n := newDevice{class: "demo"}
+	id, err := n.pick(ctx, d.client)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(d.top, id.String())
+	key, err := makeKey(filepath.Join(dir, "device.key"))
+	if err != nil {
+		return err
+	}
+	csr, err := requestFor(key, id.String())
+	if err != nil {
+		return err
+	}
+	cert, _, err := n.certify(ctx, d.client, d.layout, id, csr)
+	if err != nil {
+		return err
+	}
+	if err := writeTrust(dir, d.layout); err != nil {
+		return err
+	}
+	if err := durable.WriteFile(filepath.Join(dir, "device.crt"), pki.EncodeCert(cert.Raw), 0o644); err != nil {
+		return err
+	}
+	return d.introduce(id, dir)
+}
+
+// introduce tells where everything is.
+func (d *demo) introduce(id identity.ID, dir string) error {
+	_, port, err := net.SplitHostPort(d.server.Addr().String())
+	if err != nil {
+		return err
+	}
+	file := func(name string) string { return shellWord(filepath.Join(d.top, demoService, name)) }
+	d.say("broker  %s:%s  (MQTT over TLS 1.3 with client certificates)", demoDomain, port)
+	d.say("files   %s  (removed at the end)", d.top)
+	d.say("")
+	d.say("watch what the devices say:")
+	d.say("  mosquitto_sub -h %s -p %s -i %s --cafile %s --cert %s --key %s -q 1 -v -t 'private/+/u/#'",
+		demoDomain, port, demoService, file("ca.crt"), file("service.crt"), file("service.key"))
+	d.say("be one more device:")
+	d.say("  %s", publishLine(demoDomain, port, dir, id))
+	d.say("")
+	return nil
+}
+
+// live runs the devices until the time is over or ctx ends.
+func (d *demo) live(ctx context.Context) error {
+	cfg, err := d.simConfig(ctx, d.client, d.layout, d.members)
+	if err != nil {
+		return err
+	}
+	cfg.Topic, cfg.Rate, cfg.Firmware, cfg.Class, cfg.JSON = demoTopic, d.rate, demoFirmware, "demo", true
+	if d.span > 0 {
+		cfg.Count = uint64(max(1, d.rate*d.span.Seconds()))
+	}
+	if d.fleet, err = sim.Start(ctx, cfg); err != nil {
+		return err
+	}
+	defer d.fleet.Close()
+	d.table = newDemoTable(d.app, d.fleet)
+	select {
+	case <-d.fleet.Connected():
+	case <-time.After(answerWait):
+		return fmt.Errorf("the devices cannot connect%s", d.why())
+	case <-ctx.Done():
+		return nil
+	}
+	d.fleet.Begin(ctx)
+	d.show(ctx)
+	if err := d.drain(ctx, d.fleet); err != nil {
+		d.note("%v%s", err, d.why())
+	}
+	return nil
+}
+
+// why is the devices' last complaint.
+func (d *demo) why() string {
+	t := d.fleet.Totals()
+	return lastTrouble(&t)
+}
+
+// show draws the table while the commands go out and the devices publish. The commands'
+// answers are waited for, also when the time is over.
+func (d *demo) show(ctx context.Context) {
+	over := make(chan struct{})
+	if d.span > 0 {
+		timer := time.AfterFunc(d.span, func() { close(over) })
+		defer timer.Stop()
+	}
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		d.command(ctx)
+	}()
+	d.table.follow(ctx, over)
+	<-asked
+	d.table.last()
+}
+
+// command has every device do something, and waits for the answers.
+func (d *demo) command(ctx context.Context) {
+	args := json.RawMessage(`{"times":3}`)
+	for _, m := range d.members {
+		cmd, err := d.client.Send(ctx, m.ID, admin.NewCommand{Name: demoCommand, Args: args})
+		if err != nil {
+			d.table.remark("command for %s: %v", m.ID, err)
+			return
+		}
+		d.sent++
+		cmd, err = d.client.Command(ctx, m.ID, cmd.CID, answerWait)
+		switch {
+		case err != nil:
+			d.table.remark("command of %s: %v", m.ID, err)
+			return
+		case cmd.State == "answered":
+			d.answered++
+		default:
+			d.table.remark("command of %s is %s", m.ID, cmd.State)
+		}
+		d.table.answer(m.ID, &cmd)
+	}
+}
+
+// reckon compares what the devices know with what is on disk: it opens the files anew.
+func (d *demo) reckon(ctx context.Context) error {
+	if d.fleet == nil {
+		return nil
+	}
+	interrupted := ctx.Err() != nil
+	ctx = context.WithoutCancel(ctx)
+	stored, err := d.stored(ctx)
+	if err != nil {
+		return fmt.Errorf("read the log: %w", err)
+	}
+	t := d.fleet.Totals()
+	d.say("demo: %d devices, %d messages acknowledged, %d on disk, %d commands answered", d.devices, t.Acked, stored, d.answered)
+	wanted := d.devices
+	if interrupted {
+		wanted = d.sent // Ctrl-C may have come before the others were asked
+	}
+	switch {
+	case t.Acked != stored:
+		return errors.New("what was acknowledged is not what is on disk")
+	case d.answered != wanted:
+		return errors.New("not every device has answered its command")
+	}
+	return nil
+}
+
+// stored counts the messages of the devices in the log, each once: a device may send one
+// again over a lost connection.
+func (d *demo) stored(ctx context.Context) (uint64, error) {
+	c, done, err := d.connect(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	seen := map[string]bool{}
+	for _, m := range d.members {
+		t := admin.Tail{Name: m.ID.String(), Topic: m.ID.Topic(demoTopic)}
+		err := c.Tail(ctx, t, func(msg *admin.Message) error {
+			seen[msg.From+string(msg.Payload)] = true
+			return nil
+		})
+		if err != nil {
+			return 0, err
+		}
+	}
+	return uint64(len(seen)), nil
+}
