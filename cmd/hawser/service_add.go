@@ -54,7 +54,7 @@ func (a *app) serviceAdd() *cobra.Command {
 It prints a line for the mosquitto clients that works with them. A service without
 grants can connect and do nothing; "hawser service grant" changes them later.`,
 		Example: `  hawser service add dashboard --dir fleet --grant 'read private/+/u/#' --out dashboard
-  hawser service add app --grant 'read private/+/u/#' --grant 'write private/+/d/app/#' --out app`,
+  hawser service add app --grant 'read a/#' --grant 'write private/+/d/app/#' --out app`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if err := n.read(cmd, args[0]); err != nil {
@@ -222,7 +222,7 @@ type serviceAdded struct {
 
 func (a *app) sayService(ctx context.Context, c *admin.Client, l *fleet.Layout, n *newService) error {
 	host, port := a.broker(ctx, c, l)
-	v := serviceAdded{Name: n.name, Out: n.out, Grants: n.grants, Try: n.tryLine(host, port)}
+	v := serviceAdded{Name: n.name, Out: n.out, Grants: append([]admin.Grant{}, n.grants...), Try: n.tryLine(host, port)}
 	return emitOne(a, v, func() {
 		a.say("%s may connect, its files are in %s", n.name, n.out)
 		if v.Try == "" {
