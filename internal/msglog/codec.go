@@ -26,7 +26,7 @@ const (
 	flagFinal = 1 // queue message: no further one belongs to the same frame
 )
 
-// MaxPayload, MaxProps and MaxClientID are the longest fields of a record.
+// The longest fields of a record, in bytes.
 const (
 	maxPayload  = 256 << 10
 	maxProps    = 256 << 10

@@ -116,7 +116,7 @@ func (c *Config) setDefaults() error {
 	setDefault(&c.MinFree, 16<<20)
 	setDefault(&c.IntakeBytes, 2<<20)
 	setDefault(&c.RingBytes, 4<<20)
-	setDefault(&c.ChunkBytes, 4<<10)
+	setDefault(&c.ChunkBytes, 16<<10)
 	setDefault(&c.ChunkMemory, 32<<20)
 	setDefault(&c.PurgesPerSec, 500)
 	return nil

@@ -143,7 +143,7 @@ type Config struct {
 	MinFree      int64         // free bytes in Dir before a failed store is restarted: 16 MiB
 	IntakeBytes  int           // waiting for a frame before Append blocks: 2 MiB
 	RingBytes    int           // newest frames kept in memory: 4 MiB
-	ChunkBytes   int           // size at which a principal's chunk is written: 4 KiB
+	ChunkBytes   int           // size at which a principal's chunk is written: 16 KiB
 	ChunkAge     time.Duration // age at which it is written: 15 min
 	ChunkMemory  int           // bytes of all open chunks together: 32 MiB
 	RetainEvery  time.Duration // how often retention looks: 1 min
