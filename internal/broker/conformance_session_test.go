@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"hawser/internal/mqtt"
+	"hawser/internal/msglog"
+	"hawser/internal/registry"
 )
 
 // window asks for a session that is kept and takes n messages at a time.
@@ -356,4 +358,65 @@ func TestConformanceMessageExpiry(t *testing.T) {
 		c.sub(2, "t/retained")
 		c.silent()
 	})
+}
+
+// An answer that may not be sent and cannot be left out ends the connection.
+func TestConformanceAnswerThatDoesNotFit(t *testing.T) {
+	t.Parallel()
+	r, all := everything(t)
+	c := r.connect(all, mqtt.V5, "c", func(p *mqtt.Connect) { p.Props.MaxPacketSize = 40 })
+	c.sub(0, "a", "b", "c")
+	var many []mqtt.Subscription
+	for i := range 50 {
+		many = append(many, mqtt.Subscription{Filter: fmt.Sprint(i)})
+	}
+	c.send(&mqtt.Subscribe{PacketID: 99, Filters: many})
+	c.ends(mqtt.PacketTooLarge)
+	c = r.dial(all, mqtt.V5)
+	c.send(&mqtt.Connect{Version: mqtt.V5, ClientID: "c", Props: mqtt.ConnectProps{MaxPacketSize: 4}})
+	c.ends(mqtt.PacketTooLarge)
+}
+
+// [MQTT-3.1.2-4]: a packet id of QoS 2 belongs to one session. It is not taken for
+// known in the one that follows by a clean start, also when a crash replays both.
+func TestConformanceCleanStartForgetsPacketIDs(t *testing.T) {
+	t.Parallel()
+	eachVersion(t, func(t *testing.T, r *rig, all tls.Certificate, v mqtt.Version) {
+		send := func(c *client, payload string) {
+			c.sendPublish("t", payload, 2, func(p *mqtt.Publish) { p.PacketID = 7 })
+			c.expect(mqtt.PUBREC)
+		}
+		sub := r.connect(all, v, "sub").sub(2, "t")
+		send(r.connect(all, v, "c", persist), "1")
+		sub.receive("t", "1")
+		r.connect(all, v, "c").disconnect()
+		r.connect(all, v, "c", persist).drop()
+		r.crash()
+		r.start()
+		sub = r.connect(all, v, "sub").sub(2, "t")
+		send(r.connect(all, v, "c", persist), "2")
+		sub.receive("t", "2")
+	})
+}
+
+// The same for a PUBLISH that reaches the disk only after the clean start.
+func TestConformanceCleanStartOvertakesTheLog(t *testing.T) {
+	t.Parallel()
+	r, all := everything(t)
+	r.connect(all, mqtt.V5, "c", persist)
+	key := registry.SessionKey{Principal: service(t, "all"), ClientID: "c"}
+	owner := func() *conn {
+		r.b.mu.Lock()
+		defer r.b.mu.Unlock()
+		return r.b.sessions[key].c
+	}
+	old := owner()
+	r.connect(all, mqtt.V5, "c")
+	late := msglog.Record{Kind: msglog.KindPublish, Time: time.Now().UnixMilli(), From: key.Principal, ClientID: "c", QoS: 2, PacketID: 7, Owner: old}
+	r.b.mu.Lock()
+	r.b.noteInbound(&late)
+	r.b.mu.Unlock()
+	if owner().s.isReceived(7) {
+		t.Fatal("the packet id of another session")
+	}
 }

@@ -144,9 +144,12 @@ func (b *Broker) route(r *msglog.Record) {
 // hawsersOwn reports the uplink topics that the server itself reads.
 func hawsersOwn(rest string) bool { return rest == "u/hello" || rest == "u/cmd" || rest == "u/cfg" }
 
-// noteInbound brings the record's session its QoS 2 packet id. The caller holds mu.
+// noteInbound brings the record's session its QoS 2 packet id: not the one that a
+// clean start has put in its place since. The caller holds mu.
 func (b *Broker) noteInbound(r *msglog.Record) {
-	if s := b.sessionOf(r); s != nil {
+	if c, ok := r.Owner.(*conn); ok {
+		c.s.noteInbound(r)
+	} else if s := b.sessionOf(r); s != nil && r.Time >= s.created.UnixMilli() {
 		s.noteInbound(r)
 	}
 }
