@@ -196,10 +196,16 @@ func TestKill(t *testing.T) {
 	t.Logf("%d records acknowledged over 20 kills", total)
 }
 
-func queueOf(t *testing.T, l *Log, name string) (out []string) {
+func queueOf(t *testing.T, l *Log, name string) []string {
 	t.Helper()
-	for after := uint64(0); ; {
-		qs, err := l.QueueRead(name, after, 100)
+	return queueAfter(t, l, name, 0)
+}
+
+// queueAfter gives the payloads in a queue above a sequence.
+func queueAfter(t *testing.T, l *Log, name string, after uint64) (out []string) {
+	t.Helper()
+	for {
+		qs, err := l.QueueRead(name, after, 4)
 		if err != nil {
 			t.Fatal(err)
 		}

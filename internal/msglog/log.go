@@ -365,6 +365,14 @@ func (l *Log) Healthy() error {
 	return l.sick
 }
 
+// Ended is why nothing will be written until a new Open, nil while the log may
+// recover by itself.
+func (l *Log) Ended() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.dead
+}
+
 // State is what the registry is to save, once a second and when the server
 // stops. After it is on disk, tell the log with Saved.
 func (l *Log) State() State {

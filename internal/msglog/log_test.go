@@ -155,22 +155,7 @@ func TestQueues(t *testing.T) {
 	f.wait(60)
 	read := func(name string, after uint64) []string {
 		t.Helper()
-		var out []string
-		for {
-			qs, err := l.QueueRead(name, after, 4)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if len(qs) == 0 {
-				return out
-			}
-			for _, q := range qs {
-				after = q.Seq
-				for _, r := range q.Recs {
-					out = append(out, string(r.Payload))
-				}
-			}
-		}
+		return queueAfter(t, l, name, after)
 	}
 	if got := read("A0000001", 0); len(got) != 20 || got[0] != "1" || got[19] != "58" {
 		t.Fatalf("queue: %v", got)
