@@ -70,6 +70,7 @@ type Server struct {
 	start   registry.ServerStart
 	started time.Time
 
+	caKeys   int  // that lie beside the server
 	serving  bool // the broker has started
 	listener net.Listener
 	metrics  net.Listener // nil: off
@@ -149,6 +150,9 @@ func (s *Server) open(ctx context.Context) error {
 	if err := s.serveAdmin(); err != nil {
 		return err
 	}
+	if s.caKeys > 0 {
+		s.log.Warn("TRIAL: the CA keys lie unencrypted beside the server", "keys", s.caKeys)
+	}
 	s.log.Info("serving", "fleet", s.layout.Config.Fleet.ID.String(), "listen", s.Addr().String(), "version", s.cfg.Version,
 		"start", s.start.Number, "took", time.Since(s.started).Round(time.Millisecond).String())
 	return nil
@@ -180,7 +184,7 @@ func (s *Server) checkCAKeys() error {
 		return fmt.Errorf("a CA key lies in the fleet directory: %s\nhint: move ca-a and ca-b to their safes; the server needs only hawser.toml and server/",
 			filepath.Join(s.layout.Dir, keys[0]))
 	}
-	s.log.Warn("TRIAL: the CA keys lie unencrypted beside the server", "keys", len(keys))
+	s.caKeys = len(keys)
 	return nil
 }
 
@@ -381,6 +385,9 @@ func (s *Server) housekeeping(ctx context.Context) {
 		was := sick
 		sick = s.mlog.Healthy() != nil
 		if sick {
+			if err := s.mlog.Ended(); err != nil { // only a new start can help
+				s.fail(fmt.Errorf("the log cannot go on: %w", err))
+			}
 			continue
 		}
 		s.work.do(s.down.catchUp)
