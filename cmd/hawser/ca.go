@@ -69,7 +69,7 @@ func (a *app) signRequest(name, out string, s *signer) error {
 	if err != nil {
 		return err
 	}
-	ca, err := fleet.OpenCA(s.dir, func() ([]byte, error) { return s.pass.known(s.dir) })
+	ca, err := a.openCA(s)
 	if err != nil {
 		return err
 	}
@@ -87,6 +87,12 @@ func (a *app) signRequest(name, out string, s *signer) error {
 		a.say("signed: %s", out)
 		a.say("  on the server:  hawser ca import %s", filepath.Base(out))
 	})
+}
+
+// openCA waits while another process signs, and says so.
+func (a *app) openCA(s *signer) (*fleet.CA, error) {
+	defer a.busy(context.Background(), "waiting for another process that signs with %s", s.dir)()
+	return fleet.OpenCA(s.dir, func() ([]byte, error) { return s.pass.known(s.dir) })
 }
 
 // confirm is fleet.Confirm: it shows the request and reads a line from standard input.
@@ -189,6 +195,8 @@ request files are written, to be answered with "hawser ca sign" and "hawser ca i
 		},
 	}
 	cmd.Flags().StringVar(&o.root, "root", "", "the root that signs, a or b (default: the one in use)")
+	// The error is that there is no such flag: there is, one line above.
+	_ = cmd.RegisterFlagCompletionFunc("root", cobra.FixedCompletions([]string{"a", "b"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().StringArrayVar(&o.domains, "domain", nil, "only this domain of the fleet; may be given again")
 	o.sign.flags(cmd)
 	return a.withJSON(cmd)

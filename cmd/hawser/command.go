@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,7 +43,7 @@ func (a *app) commandList() *cobra.Command {
 					return err
 				}
 			}
-			if f.State != "" && !isWord(commandStates, f.State) {
+			if f.State != "" && !slices.Contains(stateWords(), f.State) {
 				return usagef(cmd, "state %q is not %s", f.State, commandStates)
 			}
 			if f.Limit < 0 {
@@ -53,18 +54,16 @@ func (a *app) commandList() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&f.State, "state", "", commandStates)
 	cmd.Flags().IntVar(&f.Limit, "limit", 0, "at most so many")
+	// The error is that there is no such flag: there is, two lines above.
+	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(stateWords(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.ValidArgsFunction = a.completeDevice
 	return a.withJSON(cmd)
 }
 
-// isWord reports whether word is one of those that list names in prose.
-func isWord(list, word string) bool {
-	for _, w := range strings.FieldsFunc(list, func(r rune) bool { return r == ' ' || r == ',' }) {
-		if w == word && w != "or" {
-			return true
-		}
-	}
-	return false
+// stateWords lists the states that commandStates names in prose.
+func stateWords() []string {
+	words := strings.FieldsFunc(commandStates, func(r rune) bool { return r == ' ' || r == ',' })
+	return slices.DeleteFunc(words, func(w string) bool { return w == "or" })
 }
 
 // listCommands reads page after page.

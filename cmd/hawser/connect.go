@@ -16,7 +16,9 @@ import (
 // connect gives a client of the fleet's administration: the running server, or
 // this process with the files open and locked. Call done when finished.
 func (a *app) connect(ctx context.Context) (c *admin.Client, done func(), err error) {
+	ready := a.busy(ctx, "waiting for another process that works on %s", a.dir)
 	c, closeIt, err := server.Connect(ctx, a.dir)
+	ready()
 	if err != nil {
 		return nil, nil, err
 	}

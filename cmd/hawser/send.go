@@ -154,9 +154,18 @@ func (a *app) await(ctx context.Context, c *admin.Client, sent admin.Command, wa
 		if err != nil {
 			return a.lastSeen(ctx, c, sent, err)
 		}
-		sent = now
+		if sent = now; sent.Pending() && !mayAnswer(ctx, c, sent.Device) {
+			return sent
+		}
 	}
 	return sent
+}
+
+// mayAnswer reports whether the device may still connect: a wait that ends early
+// with the command pending means that it was shut out.
+func mayAnswer(ctx context.Context, c *admin.Client, id identity.ID) bool {
+	d, err := c.Device(ctx, id)
+	return err != nil || d.State == "active"
 }
 
 // lastSeen asks once more after the waiting was cut off by err.
@@ -225,6 +234,8 @@ func whyQueued(ctx context.Context, c *admin.Client, id identity.ID) string {
 	switch {
 	case err != nil || d.Online == nil:
 		return "the device has not acknowledged it"
+	case d.State != "active":
+		return "the device is " + d.State + " and will not get it"
 	case *d.Online:
 		return "the device is connected and has not acknowledged it yet"
 	}

@@ -150,24 +150,29 @@ func (a *app) issueService(ctx context.Context, c *admin.Client, n *newService, 
 	if err != nil {
 		return err
 	}
+	if err := copyRoots(l, n.file("ca.crt")); err != nil {
+		return errors.Join(err, durable.Remove(n.file("service.key")))
+	}
 	cert, asked, err := a.certifyService(ctx, c, l, n, key, admit)
 	if err != nil {
 		return errors.Join(err, durable.Remove(n.file("service.key")))
-	}
-	roots, err := os.ReadFile(l.BrokerRootsPath())
-	if err != nil {
-		return err
-	}
-	if err := durable.WriteFile(n.file("ca.crt"), roots, 0o644); err != nil {
-		return err
 	}
 	if cert == nil {
 		return a.sayRequest(asked, "ca-a", n.file("service.crt"))
 	}
 	if err := durable.WriteFile(n.file("service.crt"), pki.EncodeCert(cert.Raw), 0o644); err != nil {
-		return err
+		return fmt.Errorf("%s is admitted, but its certificate was not written: %w\nhint: hawser service renew %s --out DIR", n.name, err, n.name)
 	}
 	return a.sayService(ctx, c, l, n)
+}
+
+// copyRoots writes what a client pins.
+func copyRoots(l *fleet.Layout, path string) error {
+	roots, err := os.ReadFile(l.BrokerRootsPath())
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(path, roots, 0o644)
 }
 
 // certifyService signs key for n, or asks for it where no CA is at hand.
