@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
+	"time"
 	"unicode/utf8"
 
 	"hawser/internal/admin"
@@ -13,9 +15,6 @@ import (
 	"hawser/internal/message"
 	"hawser/internal/msglog"
 )
-
-// maxTail bounds the messages that a limited, oldest-first tail holds in memory.
-const maxTail = 100_000
 
 // tail streams messages as lines. The last line says that it is whole, or why not.
 func (b *backend) tail(w http.ResponseWriter, r *http.Request) {
@@ -50,9 +49,6 @@ func (b *backend) checkTail(ctx context.Context, t *admin.Tail) error {
 		if err := identity.CheckFilter(t.Topic); err != nil {
 			return admin.Errorf(admin.Invalid, "topic filter %q: %v", t.Topic, err)
 		}
-	}
-	if t.Limit > maxTail && !t.Reverse {
-		return admin.Errorf(admin.Invalid, "a limit of more than %d needs --reverse", maxTail)
 	}
 	if t.Reverse && t.Follow {
 		return admin.Errorf(admin.Invalid, "newest first cannot be followed")
@@ -92,27 +88,51 @@ func (o *lines) put(r *msglog.Record) error {
 // walk writes what t selects.
 func (b *backend) walk(ctx context.Context, l *msglog.Log, t admin.Tail, out *lines) error {
 	from := l.End()
-	q := msglog.Query{Name: t.Name, Filter: t.Topic, Since: t.Since, Limit: t.Limit, Reverse: t.Reverse || t.Limit > 0}
-	var held []msglog.Record
-	put := out.put
-	if q.Reverse && !t.Reverse { // the newest ones, but oldest first
-		put = func(r *msglog.Record) error {
-			held = append(held, *r)
-			return nil
-		}
+	q := msglog.Query{Name: t.Name, Filter: t.Topic, Since: t.Since, Limit: t.Limit, Reverse: t.Reverse}
+	var err error
+	if t.Limit > 0 && !t.Reverse {
+		err = newest(ctx, l, q, out)
+	} else {
+		err = l.History(ctx, q, out.put)
 	}
-	if err := l.History(ctx, q, put); err != nil {
+	if err != nil || !t.Follow {
 		return err
 	}
-	for i := len(held) - 1; i >= 0; i-- {
-		if err := out.put(&held[i]); err != nil {
-			return err
-		}
+	return b.follow(ctx, l, from, t, out)
+}
+
+// errEnough ends a walk that has given all that was wanted.
+var errEnough = errors.New("enough")
+
+// newest writes the newest q.Limit messages, oldest first. It walks backwards to
+// find where they begin, then forwards: memory does not grow with their number.
+func newest(ctx context.Context, l *msglog.Log, q msglog.Query, out *lines) error {
+	var count int
+	var first msglog.Pos
+	since := int64(math.MaxInt64) // the clock may have been set back in between
+	q.Reverse = true
+	err := l.History(ctx, q, func(r *msglog.Record) error {
+		count, first, since = count+1, r.Pos, min(since, r.Time)
+		return nil
+	})
+	if err != nil || count == 0 {
+		return err
 	}
-	if !t.Follow {
+	q.Reverse, q.Limit, q.Since = false, 0, time.UnixMilli(since)
+	err = l.History(ctx, q, func(r *msglog.Record) error {
+		if r.Pos < first {
+			return nil
+		}
+		if count == 0 {
+			return errEnough
+		}
+		count--
+		return out.put(r)
+	})
+	if errors.Is(err, errEnough) {
 		return nil
 	}
-	return b.follow(ctx, l, from, t, out)
+	return err
 }
 
 // follow writes what comes from position from on and was not written yet.
