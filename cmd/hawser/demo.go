@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -92,8 +93,7 @@ type demo struct {
 	table  *demoTable
 
 	members  []*sim.Member
-	sent     int // commands
-	answered int
+	answered int // commands
 }
 
 // demo runs in a directory that is gone afterwards, whatever happens.
@@ -163,83 +163,85 @@ func (d *demo) populate(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := d.addService(ctx, filepath.Join(d.top, demoService)); err != nil {
+	watch, err := d.addWatcher(ctx)
+	if err != nil {
 		return err
 	}
-	return d.addSixth(ctx)
+	publish, err := d.addSixth(ctx)
+	if err != nil {
+		return err
+	}
+	d.introduce(ctx, watch, publish)
+	return nil
 }
 
-// addService makes the principal that may watch.
-func (d *demo) addService(ctx context.Context, dir string) error {
-	key, err := makeKey(filepath.Join(dir, "service.key"))
+// addWatcher makes the service that the user can be, and gives the line to paste.
+func (d *demo) addWatcher(ctx context.Context) (line string, err error) {
+	n := &newService{name: demoService, out: filepath.Join(d.top, demoService),
+		grants: []admin.Grant{{Mode: "read", Filter: "private/+/u/#"}}}
+	key, err := makeKey(n.file("service.key"))
 	if err != nil {
-		return err
+		return "", err
 	}
-	ca, err := fleet.OpenCA(d.layout.CADir("a"), nil)
+	cert, _, err := d.certifyService(ctx, d.client, d.layout, n, key, func(der []byte) error {
+		_, err := d.client.AddService(ctx, admin.NewService{Name: n.name, Grants: n.grants, Certificate: der})
+		return err
+	})
 	if err != nil {
-		return err
+		return "", err
 	}
-	cert, err := ca.IssueService(demoService, &key.PublicKey, time.Now())
-	if err := errors.Join(err, ca.Close()); err != nil {
-		return err
+	if err := d.writePublic(n.out, "service.crt", cert); err != nil {
+		return "", err
 	}
-	_, err = d.client.AddService(ctx, admin.NewService{Name: demoService, Certificate: cert.Raw,
-		Grants: []admin.Grant{{Mode: "read", Filter: "private/+/u/#"}}})
-	if err != nil {
-		return err
-	}
-	if err := writeTrust(dir, d.layout); err != nil {
-		return err
-	}
-	return durable.WriteFile(filepath.Join(dir, "service.crt"), pki.EncodeCert(cert.Raw), 0o644)
+	return n.tryLine(d.broker(ctx, d.client, d.layout)), nil
 }
 
-// addSixth makes the device that the user can be, and prints what to paste.
-func (d *demo) addSixth(ctx context.Context) error {
+// addSixth makes the device that the user can be, and gives the line to paste.
+func (d *demo) addSixth(ctx context.Context) (line string, err error) {
 	n := newDevice{class: "demo"}
 	id, err := n.pick(ctx, d.client)
 	if err != nil {
-		return err
+		return "", err
 	}
-	dir := filepath.Join(d.top, id.String())
-	key, err := makeKey(filepath.Join(dir, "device.key"))
+	n.out = filepath.Join(d.top, id.String())
+	key, err := makeKey(filepath.Join(n.out, "device.key"))
 	if err != nil {
-		return err
+		return "", err
 	}
 	csr, err := requestFor(key, id.String())
 	if err != nil {
-		return err
+		return "", err
 	}
 	cert, _, err := n.certify(ctx, d.client, d.layout, id, csr)
 	if err != nil {
-		return err
+		return "", err
 	}
+	if err := d.writePublic(n.out, "device.crt", cert); err != nil {
+		return "", err
+	}
+	host, port := d.broker(ctx, d.client, d.layout)
+	return publishLine(host, port, n.out, id), nil
+}
+
+// writePublic writes what lies beside a key.
+func (d *demo) writePublic(dir, name string, cert *x509.Certificate) error {
 	if err := writeTrust(dir, d.layout); err != nil {
 		return err
 	}
-	if err := durable.WriteFile(filepath.Join(dir, "device.crt"), pki.EncodeCert(cert.Raw), 0o644); err != nil {
-		return err
-	}
-	return d.introduce(id, dir)
+	return durable.WriteFile(filepath.Join(dir, name), pki.EncodeCert(cert.Raw), 0o644)
 }
 
 // introduce tells where everything is.
-func (d *demo) introduce(id identity.ID, dir string) error {
-	_, port, err := net.SplitHostPort(d.server.Addr().String())
-	if err != nil {
-		return err
-	}
-	file := func(name string) string { return shellWord(filepath.Join(d.top, demoService, name)) }
-	d.say("broker  %s:%s  (MQTT over TLS 1.3 with client certificates)", demoDomain, port)
+func (d *demo) introduce(ctx context.Context, watch, publish string) {
+	host, port := d.broker(ctx, d.client, d.layout)
+	d.say("broker  %s:%s  (MQTT over TLS 1.3 with client certificates)", host, port)
 	d.say("files   %s  (removed at the end)", d.top)
 	d.say("")
 	d.say("watch what the devices say:")
-	d.say("  mosquitto_sub -h %s -p %s -i %s --cafile %s --cert %s --key %s -q 1 -v -t 'private/+/u/#'",
-		demoDomain, port, demoService, file("ca.crt"), file("service.crt"), file("service.key"))
+	d.say("  %s", watch)
 	d.say("be one more device:")
-	d.say("  %s", publishLine(demoDomain, port, dir, id))
+	d.say("  %s", publish)
 	d.say("")
-	return nil
 }
 
 // live runs the devices until the time is over or ctx ends.
@@ -248,10 +250,8 @@ func (d *demo) live(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cfg.Topic, cfg.Rate, cfg.Firmware, cfg.Class, cfg.JSON = demoTopic, d.rate, demoFirmware, "demo", true
-	if d.span > 0 {
-		cfg.Count = uint64(max(1, d.rate*d.span.Seconds()))
-	}
+	cfg.Topic, cfg.Rate, cfg.Count = demoTopic, d.rate, messages(d.rate, d.span)
+	cfg.Firmware, cfg.Class, cfg.JSON = demoFirmware, "demo", true
 	if d.fleet, err = sim.Start(ctx, cfg); err != nil {
 		return err
 	}
@@ -296,28 +296,34 @@ func (d *demo) show(ctx context.Context) {
 	d.table.last()
 }
 
-// command has every device do something, and waits for the answers.
+// command has every device do something, and waits for the answers. After Ctrl-C it
+// says no more.
 func (d *demo) command(ctx context.Context) {
-	args := json.RawMessage(`{"times":3}`)
 	for _, m := range d.members {
-		cmd, err := d.client.Send(ctx, m.ID, admin.NewCommand{Name: demoCommand, Args: args})
-		if err != nil {
-			d.table.remark("command for %s: %v", m.ID, err)
-			return
-		}
-		d.sent++
-		cmd, err = d.client.Command(ctx, m.ID, cmd.CID, answerWait)
+		state, err := d.commandOne(ctx, m.ID)
 		switch {
-		case err != nil:
-			d.table.remark("command of %s: %v", m.ID, err)
+		case ctx.Err() != nil:
 			return
-		case cmd.State == "answered":
+		case err != nil:
+			d.table.remark("command for %s: %v", m.ID, err)
+		case state == "answered":
 			d.answered++
 		default:
-			d.table.remark("command of %s is %s", m.ID, cmd.State)
+			d.table.remark("the command for %s is %s", m.ID, state)
 		}
-		d.table.answer(m.ID, &cmd)
 	}
+}
+
+func (d *demo) commandOne(ctx context.Context, id identity.ID) (state string, err error) {
+	cmd, err := d.client.Send(ctx, id, admin.NewCommand{Name: demoCommand, Args: json.RawMessage(`{"times":3}`)})
+	if err != nil {
+		return "", err
+	}
+	if cmd, err = d.client.Command(ctx, id, cmd.CID, answerWait); err != nil {
+		return "", err
+	}
+	d.table.answer(id, &cmd)
+	return cmd.State, nil
 }
 
 // reckon compares what the devices know with what is on disk: it opens the files anew.
@@ -325,25 +331,27 @@ func (d *demo) reckon(ctx context.Context) error {
 	if d.fleet == nil {
 		return nil
 	}
-	interrupted := ctx.Err() != nil
-	ctx = context.WithoutCancel(ctx)
-	stored, err := d.stored(ctx)
+	stored, err := d.stored(context.WithoutCancel(ctx))
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)
 	}
-	t := d.fleet.Totals()
-	d.say("demo: %d devices, %d messages acknowledged, %d on disk, %d commands answered", d.devices, t.Acked, stored, d.answered)
-	wanted := d.devices
-	if interrupted {
-		wanted = d.sent // Ctrl-C may have come before the others were asked
+	acked := d.fleet.Totals().Acked
+	d.say("demo: %d devices, %d messages acknowledged, %d on disk, %d commands answered", d.devices, acked, stored, d.answered)
+	if ctx.Err() != nil { // Ctrl-C may have come before all were asked
+		return differ(acked, stored, d.answered, d.answered)
 	}
-	switch {
-	case t.Acked != stored:
-		return errors.New("what was acknowledged is not what is on disk")
-	case d.answered != wanted:
-		return errors.New("not every device has answered its command")
+	return differ(acked, stored, d.devices, d.answered)
+}
+
+// differ is an error where one of the pairs is none.
+func differ(acked, stored uint64, asked, answered int) (err error) {
+	if acked != stored {
+		err = fmt.Errorf("%d messages were acknowledged and %d are on disk", acked, stored)
 	}
-	return nil
+	if asked != answered {
+		err = errors.Join(err, fmt.Errorf("%d devices were given a command and %d answered", asked, answered))
+	}
+	return err
 }
 
 // stored counts the messages of the devices in the log, each once: a device may send one

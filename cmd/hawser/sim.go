@@ -99,7 +99,7 @@ func (a *app) simulate(ctx context.Context, c *admin.Client, o simOptions) error
 	if err != nil {
 		return err
 	}
-	cfg.Rate, cfg.Size, cfg.Topic = o.rate, o.payload, "u/sim"
+	cfg.Rate, cfg.Size, cfg.Topic, cfg.Count = o.rate, o.payload, "u/sim", messages(o.rate, o.span)
 	return a.runSim(ctx, cfg, o, fresh, p)
 }
 
@@ -167,6 +167,15 @@ func (a *app) runSim(ctx context.Context, cfg sim.Config, o simOptions, fresh in
 		return errors.Join(errors.New("not every message was acknowledged"), drained)
 	}
 	return nil
+}
+
+// messages is how many a device publishes in a time that is bounded: what fits into it,
+// but at least one; 0 has no end.
+func messages(rate float64, span time.Duration) uint64 {
+	if span <= 0 {
+		return 0
+	}
+	return uint64(max(1, rate*span.Seconds()))
 }
 
 // drainTime is how long the end waits for acknowledgements.
