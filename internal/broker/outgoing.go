@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"math"
 	"slices"
 	"time"
 
@@ -350,12 +349,7 @@ func (s *session) finishOrdered(d *delivery) {
 		row = d.pid
 		s.endRow(d)
 	}
-	low := msglog.Pos(math.MaxUint64)
-	for i := range o.window {
-		if o.window[i].ordered() {
-			low = min(low, o.window[i].pos)
-		}
-	}
+	low := o.oldest()
 	if low < d.pos {
 		if o.done == nil {
 			o.done = make(map[msglog.Pos]uint16)
@@ -374,6 +368,27 @@ func (s *session) finishOrdered(d *delivery) {
 			}
 		}
 	}
+}
+
+// oldest is the position of the oldest message that may still be to be
+// acknowledged. After a restart the packet ids of QoS 2 bring messages into the
+// window that lie behind others which are not read back yet.
+func (o *outgoing) oldest() msglog.Pos {
+	low := everywhere
+	if o.behind {
+		low = o.next
+	}
+	for i := range o.window {
+		if o.window[i].ordered() {
+			low = min(low, o.window[i].pos)
+		}
+	}
+	for i := range o.waiting {
+		if o.waiting[i].ordered() {
+			return min(low, o.waiting[i].pos)
+		}
+	}
+	return low
 }
 
 // endRow notes that a QoS 2 delivery has ended. Its row goes with the checkpoint

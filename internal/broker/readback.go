@@ -170,6 +170,7 @@ func (s *session) restore(r *msglog.Record, seq uint64) {
 		if d.seq = seq; d.due && d.msg == nil {
 			d.msg = newMessage(r)
 		}
+		o.next = max(o.next, r.Pos.Next())
 		return
 	}
 	if _, acknowledged := o.done[r.Pos]; acknowledged || r.Pos < o.next {
