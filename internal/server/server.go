@@ -320,7 +320,9 @@ func (s *Server) startBroker(ctx context.Context) error {
 	if err := s.admitAll(ctx); err != nil {
 		return err
 	}
-	if err := s.br.Start(ctx); err != nil {
+	if err := s.br.Start(ctx); errors.Is(err, msglog.ErrDamaged) {
+		return fmt.Errorf("start the broker: %w\n%s", err, restore)
+	} else if err != nil {
 		return fmt.Errorf("start the broker: %w", err)
 	}
 	s.serving = true

@@ -413,6 +413,11 @@ func TestReleasedDeviceComesBack(t *testing.T) {
 		t.Error("a quarantined device was let in")
 	}
 	r.logged("connection rejected", "barred")
+	_, err := r.api.Tag(t.Context(), id, []string{"watched"}, nil)
+	r.ok(err)
+	if _, err := r.dial(cert, "ABCD1234"); err == nil {
+		t.Error("a tag let a quarantined device in")
+	}
 	set(registry.DeviceActive)
 	r.connect(cert, "ABCD1234").ping()
 }
