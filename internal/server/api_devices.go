@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"net/http"
+	"runtime"
+	"sync"
 	"time"
 
 	"hawser/internal/admin"
@@ -234,13 +236,9 @@ func (b *backend) enrollMany(r *http.Request) (any, error) {
 	if err := read(r, &list); err != nil {
 		return nil, err
 	}
-	rows := make([]registry.Enrolment, 0, len(list))
-	for _, e := range list {
-		row, err := b.enrolment(e.ID, e.Enrolment)
-		if err != nil {
-			return nil, err
-		}
-		rows = append(rows, row)
+	rows, err := b.enrolments(list)
+	if err != nil {
+		return nil, err
 	}
 	return nil, b.update(r, func(tx *registry.Tx, actor string) error {
 		for _, row := range rows {
@@ -250,6 +248,22 @@ func (b *backend) enrollMany(r *http.Request) (any, error) {
 		}
 		return nil
 	})
+}
+
+// enrolments verifies on all cores: the signatures cost more than the rows do.
+func (b *backend) enrolments(list []admin.NamedEnrolment) ([]registry.Enrolment, error) {
+	rows, errs := make([]registry.Enrolment, len(list)), make([]error, len(list))
+	workers := runtime.GOMAXPROCS(0)
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := w; i < len(list); i += workers {
+				rows[i], errs[i] = b.enrolment(list[i].ID, list[i].Enrolment)
+			}
+		})
+	}
+	wg.Wait()
+	return rows, errors.Join(errs...)
 }
 
 func (b *backend) revoke(r *http.Request) (any, error) {

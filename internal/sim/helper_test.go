@@ -9,7 +9,7 @@ import (
 	"hawser/internal/pki"
 )
 
-func csrOf(t *testing.T, key *ecdsa.PrivateKey) *pki.CSR {
+func csrOf(t testing.TB, key *ecdsa.PrivateKey) *pki.CSR {
 	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {

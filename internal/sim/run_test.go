@@ -20,13 +20,13 @@ import (
 
 // rig is a trial fleet that is served.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	layout *fleet.Layout
 	client *admin.Client
 	server *server.Server
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	ctx := t.Context()
 	dir := filepath.Join(t.TempDir(), "fleet")
