@@ -34,7 +34,7 @@ const patience = 20 * time.Second
 //	code N PROGRAM ARG...       must end with exit code N
 //	await REGEXP PROGRAM ARG... again until standard output matches
 //	serve DIR                   starts a server and sets $PORT
-//	stop DIR                    stops it and checks that it ended with 0
+//	halt DIR                    stops it and checks that it ended with 0
 //	device start DIR [json]     connects a device with the files in DIR to $PORT
 //	device stop DIR
 func TestScripts(t *testing.T) {
@@ -48,7 +48,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"code": scriptCode, "await": scriptAwait, "serve": scriptServe, "stop": scriptStop, "device": scriptDevice,
+			"code": scriptCode, "await": scriptAwait, "serve": scriptServe, "halt": scriptStop, "device": scriptDevice,
 		},
 	})
 }

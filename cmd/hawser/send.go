@@ -223,6 +223,9 @@ func (a *app) sayOutcome(ctx context.Context, c *admin.Client, v *admin.Command,
 	case "unknown":
 		return a.outcome(exitUnknown, "%s has seen command %d, but its answer was lost: it ran once or not at all", v.Device, v.CID)
 	}
+	if !mayAnswer(ctx, c, v.Device) {
+		return a.outcome(admin.ExitFailed, "command %d for %s was %s: the device was shut out\nhint: hawser device show %s", v.CID, v.Device, v.State, v.Device)
+	}
 	return a.outcome(admin.ExitFailed, "command %d for %s was %s", v.CID, v.Device, v.State)
 }
 

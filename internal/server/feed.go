@@ -28,6 +28,9 @@ func (s *Server) follow(c registry.Change) {
 		s.br.RemoveCertificate(c.Active.Fingerprint)
 	case registry.DeviceBarred, registry.ServiceBarred:
 		s.br.Bar(c.Principal)
+		if id, ok := c.Principal.ID(); ok {
+			s.cmds.Barred(id)
+		}
 	case registry.DeviceChanged:
 		s.readmit(ctx, c.Principal)
 	case registry.ServiceAdded, registry.GrantsChanged:
