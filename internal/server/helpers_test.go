@@ -274,7 +274,10 @@ func (r *rig) dial(cert tls.Certificate, id string) (*client, error) {
 	}
 	r.t.Cleanup(func() { conn.Close() })
 	c := &client{t: r.t, conn: conn}
-	c.send((&mqtt.Connect{Version: mqtt.V5, CleanStart: true, ClientID: id, KeepAlive: 60}).Append(nil, mqtt.V5))
+	hello := (&mqtt.Connect{Version: mqtt.V5, CleanStart: true, ClientID: id, KeepAlive: 60}).Append(nil, mqtt.V5)
+	if _, err := conn.Write(hello); err != nil { // a client is refused after its own end of the handshake
+		return nil, err
+	}
 	typ, _, body, err := c.next()
 	if err != nil {
 		return nil, err
