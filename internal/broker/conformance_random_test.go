@@ -108,7 +108,7 @@ func (e *erratic) step(allowRestart bool) (restarted bool) {
 func TestConformanceErraticSubscriber(t *testing.T) {
 	t.Parallel()
 	const n = 150
-	for _, seed := range []uint64{0, 1, 2, 3, 38, 55} {
+	for _, seed := range []uint64{0, 1, 38, 55} {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			r, all := everything(t)

@@ -123,7 +123,7 @@ func TestConformanceRetainAsPublished(t *testing.T) {
 // window, each once, and a live message is not lost among them.
 func TestConformanceManyRetained(t *testing.T) {
 	t.Parallel()
-	const n = 2500
+	const n = 1200
 	for qos := byte(0); qos <= 2; qos++ {
 		t.Run(fmt.Sprint(qos), func(t *testing.T) {
 			t.Parallel()

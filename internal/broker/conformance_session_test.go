@@ -255,7 +255,7 @@ func TestConformanceLastVisitOfDevice(t *testing.T) {
 // A subscriber that reads nothing holds up nobody, and gets all of it in the end.
 func TestConformanceSlowSubscriber(t *testing.T) {
 	t.Parallel()
-	const n = 3000
+	const n = 1500
 	eachVersion(t, func(t *testing.T, r *rig, all tls.Certificate, v mqtt.Version) {
 		slow, quick := r.connect(all, v, "slow").sub(1, "t"), r.connect(all, v, "quick").sub(1, "t")
 		pub := r.connect(all, v, "pub")
