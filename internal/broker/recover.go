@@ -161,6 +161,7 @@ func (s *session) loadOutgoing(row *registry.StoredSession) {
 // afterRecovery does what needs a log that takes records: the queues are
 // complete now, and Wills can fire.
 func (b *Broker) afterRecovery() {
+	b.ackAgain()
 	var orphans []string
 	err := b.cfg.Log.QueueStates(b.ctx, func(q msglog.QueueState) error {
 		b.mu.Lock()
@@ -185,6 +186,18 @@ func (b *Broker) afterRecovery() {
 		}
 	}
 	b.armWills()
+}
+
+// ackAgain tells the log what was acknowledged before the restart: it need not
+// have been removed yet.
+func (b *Broker) ackAgain() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range b.devices {
+		if acked := s.saved.QueueAcked; acked > 0 {
+			b.cfg.Log.QueueAck(s.key.Principal.Name, acked)
+		}
+	}
 }
 
 // armWills starts the clocks of Wills whose clients did not say goodbye before

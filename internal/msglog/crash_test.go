@@ -147,7 +147,7 @@ func TestAcknowledgedStaysAway(t *testing.T) {
 				}
 			} else {
 				l.QueueAck("A0000001", qs[0].Seq)
-				eventually(t, "purge", func() bool { return l.queueLast("A0000001") == 0 })
+				eventually(t, "purge", func() bool { return l.queues.wasteLeft() == 0 })
 			}
 			state := l.State()
 			shut(t, l)

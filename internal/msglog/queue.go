@@ -3,8 +3,10 @@ package msglog
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/time/rate"
 )
@@ -19,7 +21,8 @@ type queues struct {
 	byName map[string]*queue // guarded by mu; queues that hold something
 	last   uint64            // guarded by mu; last sequence of Q
 	done   uint64            // guarded by mu; frames up to here have all their queue messages, says Q
-	acks   map[string]uint64 // guarded by mu; to be purged
+	gone   map[string]waste  // guarded by mu; acknowledged and still in Q
+	wasted int               // guarded by mu; messages in gone
 	wake   chan struct{}     // capacity 1
 }
 
@@ -28,6 +31,12 @@ type queues struct {
 type queue struct {
 	seqs    []uint64 // of its messages, rising
 	lastPos Pos      // of the last record
+}
+
+// waste is what is acknowledged of a queue and not purged yet.
+type waste struct {
+	upTo     uint64 // sequence
+	messages int
 }
 
 // last is 0 for a queue that is not there.
@@ -53,7 +62,7 @@ func (q *queues) setLast(seq uint64) {
 // loadQueues reads the whole of Q, verifying it.
 func (l *Log) loadQueues(ctx context.Context) error {
 	q := &l.queues
-	q.byName, q.acks, q.wake = make(map[string]*queue), make(map[string]uint64), make(chan struct{}, 1)
+	q.byName, q.gone, q.wake = make(map[string]*queue), make(map[string]waste), make(chan struct{}, 1)
 	var recs []Record
 	return l.scanAll(ctx, l.names.queue, func(m stored) error {
 		h, got, _, err := decodeBlock(m.data, magicQueue, recs[:0])
@@ -317,27 +326,42 @@ func (l *Log) queueMessage(name string, seq uint64) ([]byte, error) {
 	}
 }
 
-func (l *Log) queueLast(name string) uint64 {
-	l.queues.mu.Lock()
-	defer l.queues.mu.Unlock()
-	return l.queues.byName[name].last()
-}
-
 // QueueAck says that the device acknowledged its queue up to upToSeq. The
-// messages are removed in the background, at a bounded rate.
+// messages are not read again; they are removed in the background.
 func (l *Log) QueueAck(name string, upToSeq uint64) {
 	q := &l.queues
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if upToSeq > q.acks[name] {
-		q.acks[name] = upToSeq
+	n := q.cut(name, upToSeq)
+	if n == 0 {
+		return
 	}
+	w := q.gone[name]
+	q.gone[name] = waste{max(w.upTo, upToSeq), w.messages + n}
+	q.wasted += n
 	signal(q.wake)
+}
+
+// cut forgets the messages of a queue up to a sequence and tells how many they
+// were. It is called with mu held.
+func (q *queues) cut(name string, upTo uint64) int {
+	u := q.byName[name]
+	if u == nil {
+		return 0
+	}
+	i, _ := slices.BinarySearch(u.seqs, upTo+1)
+	if u.seqs = slices.Delete(u.seqs, 0, i); len(u.seqs) == 0 {
+		delete(q.byName, name)
+	}
+	return i
 }
 
 // QueueDrop empties a device's queue, for good when it returns nil.
 func (l *Log) QueueDrop(name string) error {
-	last := l.queueLast(name)
+	q := &l.queues
+	q.mu.Lock()
+	last := max(q.byName[name].last(), q.gone[name].upTo)
+	q.mu.Unlock()
 	if last == 0 {
 		return nil
 	}
@@ -357,13 +381,18 @@ func (l *Log) queuePurge(ctx context.Context, name string, upTo uint64) error {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if u := q.byName[name]; u != nil {
-		i, _ := slices.BinarySearch(u.seqs, upTo+1)
-		if u.seqs = slices.Delete(u.seqs, 0, i); len(u.seqs) == 0 {
-			delete(q.byName, name)
-		}
-	}
+	q.cut(name, upTo)
+	q.purged(name, upTo)
 	return nil
+}
+
+// purged notes that nothing of a queue is in Q up to a sequence. It is called
+// with mu held.
+func (q *queues) purged(name string, upTo uint64) {
+	if w := q.gone[name]; w.messages > 0 && w.upTo <= upTo {
+		q.wasted -= w.messages
+		delete(q.gone, name)
+	}
 }
 
 // writeMark appends a message without records to Q that says which frames have
@@ -389,6 +418,16 @@ func (l *Log) writeMark(ctx context.Context) error {
 	return l.store.purge(ctx, l.names.queue, l.names.mark, seq)
 }
 
+// How what was acknowledged is removed. One purge of everything before the oldest
+// message that still waits costs JetStream as much as that of one queue, so it is
+// done for all, once a second at most. What lies behind a device that has been
+// away for long is removed queue by queue when it has become too much.
+const (
+	purgeEvery  = time.Second
+	maxWaste    = 20_000   // messages
+	maxQueueLog = 64 << 20 // bytes of Q, below which waste is looked at by number only
+)
+
 // purgeLoop removes what QueueAck was told.
 func (q *queues) purgeLoop(ctx context.Context, l *Log) {
 	limit := rate.NewLimiter(rate.Limit(l.cfg.PurgesPerSec), 10)
@@ -398,25 +437,95 @@ func (q *queues) purgeLoop(ctx context.Context, l *Log) {
 			return
 		case <-q.wake:
 		}
-		for name, seq := range q.takeAcks() {
-			if limit.Wait(ctx) != nil {
-				return
-			}
-			if err := l.queuePurge(ctx, name, seq); err != nil && ctx.Err() == nil {
-				l.storeFailed(err)
-				l.QueueAck(name, seq)
-				if !l.pause(recoverEvery) {
-					return
-				}
-			}
+		if !l.pause(purgeEvery) {
+			return
+		}
+		err := l.purgeFront(ctx)
+		if err == nil {
+			err = l.purgeWaste(ctx, limit)
+		}
+		if err != nil && ctx.Err() == nil {
+			l.storeFailed(err)
+			signal(q.wake)
+			l.pause(recoverEvery)
 		}
 	}
 }
 
-func (q *queues) takeAcks() map[string]uint64 {
+// purgeFront removes what lies before everything that still waits. Where nothing
+// does, a mark takes the place of Q's last message.
+func (l *Log) purgeFront(ctx context.Context) error {
+	q := &l.queues
+	if q.wasteLeft() == 0 {
+		return nil
+	}
+	floor, bare := q.front()
+	if bare {
+		if err := l.writeMark(ctx); err != nil {
+			return err
+		}
+		floor, _ = q.front() // what came before the mark stays
+	}
+	if err := l.store.purge(ctx, l.names.queue, "", floor); err != nil {
+		return err
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	out := q.acks
-	q.acks = make(map[string]uint64)
-	return out
+	for name, w := range q.gone {
+		if w.upTo < floor {
+			q.purged(name, w.upTo)
+		}
+	}
+	return nil
+}
+
+// front gives the lowest sequence that must stay. bare: it is that of Q's last
+// message, which is acknowledged.
+func (q *queues) front() (floor uint64, bare bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	floor = q.last
+	for _, u := range q.byName {
+		floor = min(floor, u.seqs[0])
+	}
+	for _, w := range q.gone {
+		bare = bare || w.upTo == floor
+	}
+	return floor, bare
+}
+
+// wasteLeft is the number of messages that are acknowledged and still in Q.
+func (q *queues) wasteLeft() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.wasted
+}
+
+// purgeWaste removes queue by queue what purgeFront had to leave, if that is too
+// much: more messages, or more bytes, than wait.
+func (l *Log) purgeWaste(ctx context.Context, limit *rate.Limiter) error {
+	q := &l.queues
+	n := q.wasteLeft()
+	if n == 0 {
+		return nil
+	}
+	in, err := l.store.info(ctx, l.names.queue)
+	if err != nil {
+		return err
+	}
+	if n <= maxWaste && (in.State.Bytes <= maxQueueLog || n <= int(in.State.Messages/2)) {
+		return nil
+	}
+	q.mu.Lock()
+	list := maps.Clone(q.gone)
+	q.mu.Unlock()
+	for name, w := range list {
+		if limit.Wait(ctx) != nil {
+			return nil
+		}
+		if err := l.queuePurge(ctx, name, w.upTo); err != nil {
+			return err
+		}
+	}
+	return nil
 }
