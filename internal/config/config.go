@@ -126,6 +126,9 @@ type Log struct {
 	NATSURL string `toml:"nats_url"`
 	// The file with the credentials for it, or "".
 	NATSCredentials string `toml:"nats_credentials"`
+	// The same cluster with a user of its system account, "nats://user:password@host:4222":
+	// the start then checks sync_interval. "" means every start says that it is unverified.
+	NATSSystemURL string `toml:"nats_system_url"`
 }
 
 // Default gives every value that init does not fill in.

@@ -203,6 +203,9 @@ func (l *Log) validate() error {
 	if l.NATSCredentials != "" && l.NATSURL == "" {
 		return errors.New("log.nats_credentials without log.nats_url")
 	}
+	if l.NATSSystemURL != "" && l.NATSURL == "" {
+		return errors.New("log.nats_system_url without log.nats_url")
+	}
 	return nil
 }
 

@@ -54,7 +54,7 @@ func makeStores(ctx context.Context, dir string, id [16]byte, cfg *config.Config
 	m := logConfig(cfg, filepath.Join(dir, "log"), credentials)
 	m.Logger = log
 	if err := msglog.Create(ctx, m); err != nil {
-		return fmt.Errorf("log: %w", err)
+		return fmt.Errorf("log: %w%s", err, clusterHint(cfg))
 	}
 	return nil
 }

@@ -268,9 +268,17 @@ func openLog(ctx context.Context, l *fleet.Layout, r *registry.Registry, log *sl
 	case errors.Is(err, msglog.ErrLeased):
 		return nil, fmt.Errorf("%w\nhint: stop that server first; its lease ends by itself soon after it has died", err)
 	case err != nil:
-		return nil, fmt.Errorf("open the log: %w", err)
+		return nil, fmt.Errorf("open the log: %w%s", err, clusterHint(l.Config))
 	}
 	return m, nil
+}
+
+// clusterHint is what helps when an outside log is not reached.
+func clusterHint(c *config.Config) string {
+	if c.Log.NATSURL == "" {
+		return ""
+	}
+	return "\nhint: is the NATS cluster up, with JetStream, and the URL (log.nats_url) right?"
 }
 
 // logConfig is what the log needs to know of hawser.toml.
@@ -281,7 +289,7 @@ func logConfig(c *config.Config, dir, credentials string) msglog.Config {
 		HistoryMaxAge: c.Log.MaxAge.Std(), HistoryMaxBytes: int64(c.Log.HistoryMaxBytes),
 	}
 	if c.Log.NATSURL != "" {
-		m.Dir, m.NATSURL, m.NATSCreds = "", c.Log.NATSURL, credentials
+		m.Dir, m.NATSURL, m.NATSCreds, m.NATSSystemURL = "", c.Log.NATSURL, credentials, c.Log.NATSSystemURL
 	}
 	return m
 }
