@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -140,14 +139,15 @@ func (d *demo) run(ctx context.Context, logTo io.Writer) (err error) {
 	return d.live(ctx)
 }
 
-// serve prefers the port that everybody knows; another demo may have it.
+// serve prefers the port that everybody knows. Another program may have it: whatever
+// else was wrong shows again on a free one.
 func (d *demo) serve(ctx context.Context, log *slog.Logger) (*server.Server, error) {
 	cfg := server.Config{Dir: d.dir, Listen: "127.0.0.1:8883", Metrics: "127.0.0.1:0", Version: version, Logger: log}
-	if l, err := net.Listen("tcp", cfg.Listen); err != nil {
-		cfg.Listen = "127.0.0.1:0"
-	} else if err := l.Close(); err != nil {
-		return nil, err
+	s, err := server.Start(ctx, cfg)
+	if err == nil || ctx.Err() != nil {
+		return s, err
 	}
+	cfg.Listen = "127.0.0.1:0"
 	return server.Start(ctx, cfg)
 }
 

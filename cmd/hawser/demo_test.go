@@ -98,13 +98,24 @@ func shell(t *testing.T, line string) string {
 	return string(out)
 }
 
-// TestDemo: the closing line, with pairs that match.
+// TestDemo: the closing line, with pairs that match; also of a second one beside it,
+// which has to take another port.
 func TestDemo(t *testing.T) {
-	r := startDemo(t, "--for", "2s", "--rate", "5")
-	if got := r.await("^demo: "); got != "demo: 5 devices, 50 messages acknowledged, 50 on disk, 5 commands answered" {
-		t.Error(got)
+	var ports [2]string
+	var runs [2]*demoRun
+	for i := range runs {
+		runs[i] = startDemo(t, "--for", "2s", "--rate", "5")
+		ports[i] = runs[i].await("^broker ")
 	}
-	r.end()
+	for _, r := range runs {
+		if got := r.await("^demo: "); got != "demo: 5 devices, 50 messages acknowledged, 50 on disk, 5 commands answered" {
+			t.Error(got)
+		}
+		r.end()
+	}
+	if ports[0] == ports[1] {
+		t.Error("both say", ports[0])
+	}
 }
 
 // TestDemoLines: the printed lines work as they are, and Ctrl-C ends it in order.
