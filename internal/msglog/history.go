@@ -146,8 +146,8 @@ func (l *Log) chunksForward(ctx context.Context, subject string, sel *selector) 
 		if err != nil {
 			return l.damaged(l.names.history, m.seq, err)
 		}
-		if last != 0 && h.link > last {
-			return l.damaged(l.names.history, h.link, errors.New("the chunk is missing"))
+		if err := l.checkLink(ctx, h.link, last); err != nil {
+			return err
 		}
 		recs, last = got, m.seq
 		if sel.past(h.base) {
@@ -156,6 +156,9 @@ func (l *Log) chunksForward(ctx context.Context, subject string, sel *selector) 
 		return sel.offerAll(got)
 	})
 	if err != nil {
+		return err
+	}
+	if err := l.checkLastChunk(ctx, subject, last); err != nil {
 		return err
 	}
 	for _, b := range blocks {
@@ -237,7 +240,7 @@ func (l *Log) chunksBackward(ctx context.Context, subject string, sel *selector)
 // walkBack follows the links of the chunks of a subject from the last one.
 func (l *Log) walkBack(ctx context.Context, subject string, sel *selector) error {
 	var recs []Record
-	m, ok, err := l.store.get(ctx, l.names.history, 0, subject)
+	m, ok, err := l.lastChunk(ctx, subject)
 	if err != nil || !ok {
 		return err
 	}
@@ -257,18 +260,61 @@ func (l *Log) walkBack(ctx context.Context, subject string, sel *selector) error
 			return err
 		}
 		if !ok {
-			return l.checkRemoved(ctx, h.link)
+			return l.checkRemoved(h.link)
 		}
 	}
 }
 
-// checkRemoved is nil when retention removed the chunk with sequence seq.
-func (l *Log) checkRemoved(ctx context.Context, seq uint64) error {
-	in, err := l.store.info(ctx, l.names.history)
-	if err == nil && seq >= in.State.FirstSeq {
+// lastChunk reads the newest chunk of a subject. The store passes over a message
+// that it cannot read, but goes on counting it.
+func (l *Log) lastChunk(ctx context.Context, subject string) (m stored, ok bool, err error) {
+	m, ok, err = l.store.get(ctx, l.names.history, 0, subject)
+	if err != nil || ok {
+		return m, ok, err
+	}
+	n, err := l.store.count(ctx, l.names.history, subject)
+	if err == nil && n > 0 {
+		err = fmt.Errorf("%w: stream %s in %s: the newest chunk of %s is missing", ErrDamaged, l.names.history, l.cfg.where(), subject)
+	}
+	return m, false, err
+}
+
+// checkLastChunk checks that a walk that ended with the chunk last (0: it found
+// none) did not end too early.
+func (l *Log) checkLastChunk(ctx context.Context, subject string, last uint64) error {
+	m, ok, err := l.lastChunk(ctx, subject)
+	if err != nil || !ok || m.seq <= last || last == 0 {
+		return err
+	}
+	h, _, _, err := decodeBlock(m.data, magicChunk, nil) // written in the meantime
+	if err != nil {
+		return l.damaged(l.names.history, m.seq, err)
+	}
+	return l.checkLink(ctx, h.link, last)
+}
+
+// checkLink checks that nothing is missing before a chunk: link is what it says
+// of the one before, last the sequence that was read before, 0 for none.
+func (l *Log) checkLink(ctx context.Context, link, last uint64) error {
+	if link <= last {
+		return nil
+	}
+	if last == 0 { // removed, or older than what was asked for
+		if _, ok, err := l.store.bySeq(ctx, l.names.history, link); err != nil || ok {
+			return err
+		}
+	}
+	return l.checkRemoved(link)
+}
+
+// checkRemoved is nil when retention removed the chunk with sequence seq: it
+// removes only what a saved State allows. What the stream says of its beginning
+// proves nothing: it leaves out what it cannot read.
+func (l *Log) checkRemoved(seq uint64) error {
+	if seq >= l.keep.savedHistory.Load() {
 		return l.damaged(l.names.history, seq, errors.New("the chunk is missing"))
 	}
-	return err
+	return nil
 }
 
 func (l *Log) framesForward(ctx context.Context, sel *selector) error {

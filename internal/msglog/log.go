@@ -253,6 +253,9 @@ func Open(ctx context.Context, cfg Config, known State) (*Log, error) {
 
 func (l *Log) open(ctx context.Context, known State) error {
 	if l.cfg.Dir != "" {
+		if err := checkMark(l.cfg.Dir); err != nil {
+			return err
+		}
 		if err := checkDirs(l.cfg.Dir, l.names.streams()); err != nil {
 			return err
 		}

@@ -204,6 +204,20 @@ func (s *store) info(ctx context.Context, stream string) (streamInfo, error) {
 	return in, err
 }
 
+// count tells how many messages of a literal subject a stream holds.
+func (s *store) count(ctx context.Context, stream, subject string) (uint64, error) {
+	req := struct {
+		Filter string `json:"subjects_filter"`
+	}{subject}
+	var in struct {
+		State struct {
+			Subjects map[string]uint64 `json:"subjects"`
+		} `json:"state"`
+	}
+	err := s.api(ctx, "STREAM.INFO."+stream, req, &in)
+	return in.State.Subjects[subject], err
+}
+
 // purge removes the messages of subject filter ("": all) below sequence seq;
 // with seq 0 all of them.
 func (s *store) purge(ctx context.Context, stream, filter string, seq uint64) error {

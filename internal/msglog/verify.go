@@ -3,9 +3,16 @@ package msglog
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
+
+	"hawser/internal/durable"
 )
 
 // verify compares the streams with what the registry knows and finds the end.
@@ -15,7 +22,8 @@ func (l *Log) verify(ctx context.Context, known State) error {
 		return err
 	}
 	if err := l.store.logger.takeDamage(); err != nil {
-		return fmt.Errorf("%w: the store in %s: %w", ErrDamaged, l.cfg.where(), err)
+		err = fmt.Errorf("%w: the store in %s: %w", ErrDamaged, l.cfg.where(), err)
+		return errors.Join(err, l.markDamaged(err))
 	}
 	lg := infos[0].State
 	l.end, l.first = lg.LastSeq+1, max(lg.FirstSeq, 1)
@@ -28,6 +36,38 @@ func (l *Log) verify(ctx context.Context, known State) error {
 		return err
 	}
 	return l.checkFrame(ctx, lg.LastSeq, nil)
+}
+
+// damagedFile keeps what the store said about damage. It says so once and mends
+// its files by leaving out what is damaged: the next start would see nothing.
+const damagedFile = "damaged"
+
+func (l *Log) markDamaged(cause error) error {
+	if l.cfg.Dir == "" {
+		return nil
+	}
+	text := fmt.Sprintf("%s %s\n\nThis log is not opened while this file is here. Restore server/log as a whole.\n"+
+		"Removing only this file accepts that what is damaged is lost.\n", time.Now().UTC().Format(time.RFC3339), oneLine(cause))
+	if err := durable.WriteFile(filepath.Join(l.cfg.Dir, damagedFile), []byte(text), 0o600); err != nil {
+		return fmt.Errorf("write down the damage: %w", err)
+	}
+	return nil
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// checkMark refuses a log in which damage was found before.
+func checkMark(dir string) error {
+	path := filepath.Join(dir, damagedFile)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
+	found, _, _ := strings.Cut(string(text), "\n")
+	return fmt.Errorf("%w: %s tells what was found: %s", ErrDamaged, path, found)
 }
 
 // checkStreams compares first and last sequences and looks for gaps. The answer
