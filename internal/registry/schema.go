@@ -177,7 +177,7 @@ func integrityCheck(ctx context.Context, db *sql.DB) error {
 		return err
 	}
 	if result != "ok" {
-		return errors.New(strings.TrimSpace(result))
+		return errors.New(strings.Join(strings.Fields(result), " ")) // SQLite's report has lines
 	}
 	return nil
 }
