@@ -19,7 +19,9 @@ func dialOutside(cfg *Config, logger *natsLogger, lost nats.ConnErrHandler) (*na
 		nats.Name("hawser " + cfg.Holder), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond),
 		nats.ReconnectBufSize(-1), // an error now, rather than a frame sent later
 		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
-			logger.log.Warn("lost the log cluster", "error", err)
+			if err != nil { // nil: we closed it
+				logger.log.Warn("lost the log cluster", "error", err)
+			}
 			lost(nc, err)
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) { logger.log.Info("connected to the log cluster", "url", nc.ConnectedUrlRedacted()) }),
