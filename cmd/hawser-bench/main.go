@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -66,10 +67,11 @@ func history(ctx context.Context, args []string, do func(context.Context, string
 func measure(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("hawser-bench", flag.ContinueOnError)
 	quick := f.Bool("quick", false, "a fiftieth of the size: shows that it works, measures nothing")
-	hawser := f.String("hawser", "", "the hawser binary; without it registry, log and broker run in a child of this one")
+	hawser := f.String("hawser", "", "the hawser binary; without it it is built from ./cmd/hawser")
+	parts := f.Bool("parts", false, "measure registry, log and broker in a child of this binary instead of the product")
 	cache := f.String("cache", ".cache/bench", "where certificates and the history are kept between runs")
 	out := f.String("out", "bench.json", "where the figures go")
-	profile := f.String("profile", "", "directory for CPU and heap profiles of the parts")
+	profile := f.String("profile", "", "with -parts: directory for CPU and heap profiles")
 	only := f.String("only", "", "one section: load, sessions, history, hostile")
 	rounds := f.Int("rounds", 0, "how often each row of the load section is measured; 0: three times, once with -quick")
 	verbose := f.Bool("v", false, "show what the servers say")
@@ -100,6 +102,14 @@ func measure(ctx context.Context, args []string) error {
 		}
 		if err := os.MkdirAll(o.Profile, 0o700); err != nil {
 			return err
+		}
+	}
+	if o.Hawser == "" && !*parts {
+		o.Hawser = filepath.Join(o.Cache, "hawser")
+		build := exec.CommandContext(ctx, "go", "build", "-o", o.Hawser, "./cmd/hawser")
+		build.Stdout, build.Stderr = os.Stderr, os.Stderr
+		if err := build.Run(); err != nil {
+			return fmt.Errorf("build ./cmd/hawser: %w", err)
 		}
 	}
 	report, err := bench.Run(ctx, o)

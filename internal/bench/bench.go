@@ -50,6 +50,7 @@ type Options struct {
 	Writers     int           // devices that wrote them
 	Tail        int           // records read back
 	HostileTime time.Duration // with, and without, the hostile device
+	Small       bool          // the goals do not apply
 }
 
 // Full is what the goals are about.
@@ -66,7 +67,7 @@ func Quick() Options {
 	o := Full()
 	o.Clients, o.Rounds, o.Flat, o.Steady, o.SteadyRate = 100, 1, time.Second, time.Second, 1000
 	o.Lone, o.Returning, o.Known, o.History, o.HostileTime = 50, 100, 2000, 200_000, 2*time.Second
-	o.Tail = 100
+	o.Tail, o.Small = 100, true
 	return o
 }
 
@@ -83,7 +84,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	r := &runner{Options: o, dir: dir, report: &Report{}}
+	r := &runner{Options: o, dir: dir, report: &Report{small: o.Small}}
 	r.mosquitto, _ = exec.LookPath("mosquitto")
 	for _, s := range []struct {
 		name string

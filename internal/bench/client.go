@@ -157,6 +157,9 @@ func (c *client) next() (h mqtt.Header, body []byte, err error) {
 		if n > 0 && len(c.in) >= n+h.Remaining {
 			body = c.in[n : n+h.Remaining]
 			c.in = c.in[n+h.Remaining:]
+			if h.Type == mqtt.PUBLISH && h.Flags>>1&3 == 0 {
+				continue // the time of day, which Hawser tells a new subscriber
+			}
 			return h, body, nil
 		}
 		if err := c.fill(); err != nil {
@@ -231,6 +234,10 @@ func (c *client) acks() (n int, err error) {
 			if err := c.fill(); err != nil {
 				return n, err
 			}
+			continue
+		}
+		if h.Type == mqtt.PUBLISH && h.Flags>>1&3 == 0 {
+			c.in = c.in[size+h.Remaining:]
 			continue
 		}
 		if h.Type != mqtt.PUBACK {

@@ -11,7 +11,8 @@ import (
 
 // Report is the table.
 type Report struct {
-	Rows []Row `json:"rows"`
+	Rows  []Row `json:"rows"`
+	small bool  // a run of another size than the goals are about: they are left out
 }
 
 // Row is one figure. Nil stands for "no peer" or "no goal".
@@ -51,10 +52,13 @@ func quantile(v []float64, q float64) float64 {
 func (r *Report) add(name, unit string, values []float64, g *goal) {
 	row := Row{Name: name, Unit: unit, Hawser: values[0]}
 	if len(values) > 1 {
-		ratio := values[0] / values[1]
-		row.Mosquitto, row.Ratio = &values[1], &ratio
+		row.Mosquitto = &values[1]
+		if values[1] > 0 { // a short run can be less than a tick
+			ratio := values[0] / values[1]
+			row.Ratio = &ratio
+		}
 	}
-	if g != nil {
+	if g != nil && !r.small {
 		text := g.String()
 		row.Goal = &text
 		if !g.ratio {
