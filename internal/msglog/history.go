@@ -279,18 +279,23 @@ func (l *Log) lastChunk(ctx context.Context, subject string) (m stored, ok bool,
 	return m, false, err
 }
 
-// checkLastChunk checks that a walk that ended with the chunk last (0: it found
-// none) did not end too early.
+// checkLastChunk checks that a scan that ended with the chunk last (0: it found
+// none) did not end too early: what is newer must be linked to it.
 func (l *Log) checkLastChunk(ctx context.Context, subject string, last uint64) error {
 	m, ok, err := l.lastChunk(ctx, subject)
-	if err != nil || !ok || m.seq <= last || last == 0 {
-		return err
+	for err == nil && ok && m.seq > last {
+		h, _, _, bad := decodeBlock(m.data, magicChunk, nil)
+		if bad != nil {
+			return l.damaged(l.names.history, m.seq, bad)
+		}
+		if h.link <= last {
+			return nil
+		}
+		if m, ok, err = l.store.bySeq(ctx, l.names.history, h.link); err == nil && !ok {
+			return l.checkRemoved(h.link)
+		}
 	}
-	h, _, _, err := decodeBlock(m.data, magicChunk, nil) // written in the meantime
-	if err != nil {
-		return l.damaged(l.names.history, m.seq, err)
-	}
-	return l.checkLink(ctx, h.link, last)
+	return err
 }
 
 // checkLink checks that nothing is missing before a chunk: link is what it says
