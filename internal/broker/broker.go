@@ -342,9 +342,7 @@ func (b *Broker) Bar(who identity.Principal) {
 	}
 	for topic, m := range b.retained.all {
 		if m.from == who {
-			b.retained.remove(topic)
-			owner := b.dir.member(who)
-			owner.retained, owner.retainedBytes = 0, 0
+			b.dropRetained(topic)
 		}
 	}
 	b.mu.Unlock()

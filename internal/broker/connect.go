@@ -225,6 +225,7 @@ func (b *Broker) resume(c *conn, present bool) {
 	}
 	b.mu.Lock()
 	s.mu.Lock()
+	s.regreet()
 	s.resume(c)
 	filters := make([]string, 0, len(s.subs))
 	for _, sub := range s.subs {

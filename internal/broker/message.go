@@ -84,8 +84,9 @@ type delivery struct {
 	state  byte
 	retain bool // the RETAIN flag to send
 	dup    bool
-	due    bool // has its place in the window and is yet to be sent on this connection
-	kept   bool // from the retained messages, not from the log's order
+	due    bool          // has its place in the window and is yet to be sent on this connection
+	kept   bool          // from the retained messages, not from the log's order
+	greets *subscription // whose retained message this is, where it must not be lost
 }
 
 // packet fills p for this delivery to a client.
@@ -108,9 +109,18 @@ type subscription struct {
 	noLocal bool
 	asIs    bool // Retain As Published
 	rh      byte // retain handling
+
+	// What its retained messages have come to; guarded by session.mu.
+	ungreeted bool // the row says that not all of them were acknowledged
+	greeting  int  // QoS 1 and 2 ones on their way
 }
 
-// options is the byte of MQTT 5.0 3.8.3.1, as the registry keeps it.
+// notGreeted is a bit of the stored options, above those of the packet: after a
+// restart the retained messages are sent again.
+const notGreeted = 1 << 7
+
+// options is the byte of MQTT 5.0 3.8.3.1, and notGreeted, as the registry keeps
+// it. The caller holds session.mu.
 func (s *subscription) options() byte {
 	o := s.qos | s.rh<<4
 	if s.noLocal {
@@ -119,11 +129,14 @@ func (s *subscription) options() byte {
 	if s.asIs {
 		o |= 1 << 3
 	}
+	if s.ungreeted {
+		o |= notGreeted
+	}
 	return o
 }
 
 func (s *subscription) setOptions(o byte) {
-	s.qos, s.noLocal, s.asIs, s.rh = o&3, o&4 != 0, o&8 != 0, o>>4&3
+	s.qos, s.noLocal, s.asIs, s.rh, s.ungreeted = o&3, o&4 != 0, o&8 != 0, o>>4&3, o&notGreeted != 0
 }
 
 // loops reports what No Local keeps back (MQTT 5.0 3.8.3.1-3): what this very

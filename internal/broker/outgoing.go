@@ -330,6 +330,9 @@ func (s *session) finish(d *delivery) {
 		d.direct.finish(true)
 	case d.group != nil:
 		d.group.finished(d.pos)
+	case d.greets != nil:
+		d.greets.greeting--
+		s.greeted(d.greets)
 	case d.kept || !s.persistent():
 	default:
 		s.finishOrdered(d)

@@ -476,11 +476,7 @@ func (b *Broker) mayRetain(m *member, topic string, size int) bool {
 // keep applies a committed record to the retained messages (MQTT 5.0 3.3.1.3).
 // The caller holds Broker.mu.
 func (b *Broker) keep(r *msglog.Record) {
-	if old := b.retained.remove(r.Topic); old != nil {
-		m := b.dir.member(old.from)
-		m.retained--
-		m.retainedBytes -= len(old.payload)
-	}
+	b.dropRetained(r.Topic)
 	if len(r.Payload) == 0 {
 		b.retained.dirty[strings.Clone(r.Topic)] = true
 		return
@@ -490,4 +486,14 @@ func (b *Broker) keep(r *msglog.Record) {
 	owner := b.dir.member(m.from)
 	owner.retained++
 	owner.retainedBytes += len(m.payload)
+}
+
+// dropRetained removes the retained message of a topic, if there is one. The
+// caller holds Broker.mu.
+func (b *Broker) dropRetained(topic string) {
+	if old := b.retained.remove(topic); old != nil {
+		m := b.dir.member(old.from)
+		m.retained--
+		m.retainedBytes -= len(old.payload)
+	}
 }

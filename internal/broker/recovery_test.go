@@ -3,6 +3,7 @@ package broker
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"hawser/internal/mqtt"
 	"hawser/internal/msglog"
@@ -272,4 +273,54 @@ func TestShareGroupSurvivesRestart(t *testing.T) {
 		}
 		s.silent()
 	})
+}
+
+// TestGreetingSurvivesRestart: the retained messages that a subscription brings
+// with it, and that were not acknowledged, come after a restart; once they were,
+// they do not come again.
+func TestGreetingSurvivesRestart(t *testing.T) {
+	eachEnd(t, func(t *testing.T, v mqtt.Version, crash bool) {
+		r := newRig(t)
+		app := r.service("app", "w #", "r #")
+		pub := r.connect(app, v, "pub")
+		for i := range 5 {
+			pub.publish(fmt.Sprint("a/", i), "kept", 1, retain)
+		}
+		s := r.connect(app, v, "s", persist)
+		s.subscribe(1, "a/#")
+		s.message()
+		s.expect(mqtt.PUBLISH)
+		r.again(crash)
+		s = r.connect(app, v, "s", persist)
+		seen := map[string]bool{}
+		for range 5 {
+			p := s.message()
+			seen[string(p.Topic)] = p.Retain
+		}
+		if len(seen) != 5 || !seen["a/0"] || !seen["a/4"] {
+			t.Fatalf("got %v", seen)
+		}
+		s.publish("b", "barrier", 1) // the registry has the acknowledgements: QoS 1 of a stored session waits behind them
+		s.disconnect()
+		r.again(crash)
+		s = r.connect(app, v, "s", persist)
+		pub = r.connect(app, v, "pub")
+		pub.publish("a/x", "mark", 1)
+		s.receive("a/x", "mark")
+	})
+}
+
+// TestExpiredRetainedMessageIsForgotten, and no longer counts.
+func TestExpiredRetainedMessageIsForgotten(t *testing.T) {
+	r := newRig(t, func(r *rig) { r.limits.Device.Retained = 1 })
+	d := r.connect(r.device("ABCD1234"), mqtt.V5, "ABCD1234")
+	short := func(p *mqtt.Publish) { p.HasExpiry, p.Expiry = true, 1 }
+	d.publish("private/ABCD1234/u/a", "x", 1, retain, short)
+	if code := d.publish("private/ABCD1234/u/b", "x", 1, retain); code != mqtt.QuotaExceeded {
+		t.Fatalf("PUBACK %v", code)
+	}
+	r.b.expire(time.Now().Add(2 * time.Second))
+	if code := d.publish("private/ABCD1234/u/b", "x", 1, retain); code != mqtt.Success {
+		t.Fatalf("PUBACK %v", code)
+	}
 }

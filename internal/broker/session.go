@@ -419,7 +419,7 @@ func (b *Broker) submit(what string, apply func(*registry.Tx) error, done func(e
 	})
 }
 
-// expire ends the sessions whose time has run out.
+// expire ends the sessions and retained messages whose time has run out.
 func (b *Broker) expire(now time.Time) {
 	var gone []*session
 	b.mu.Lock()
@@ -433,6 +433,11 @@ func (b *Broker) expire(now time.Time) {
 	}
 	for _, s := range gone {
 		b.forget(s)
+	}
+	for topic, m := range b.retained.all { // MQTT 5.0 3.3.2.3.3
+		if _, dead := m.left(now); dead {
+			b.dropRetained(topic)
+		}
 	}
 	b.mu.Unlock()
 	for _, s := range gone {

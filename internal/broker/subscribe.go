@@ -1,6 +1,9 @@
 package broker
 
 import (
+	"errors"
+	"slices"
+
 	"hawser/internal/identity"
 	"hawser/internal/mqtt"
 	"hawser/internal/msglog"
@@ -30,7 +33,7 @@ func (c *conn) onSubscribe(flags byte, body []byte) error {
 		}
 		ack.Codes = append(ack.Codes, code)
 	}
-	if err := c.storeSubscriptions(made); err != nil {
+	if err := c.storeSubscriptions(made, fresh); err != nil {
 		return err
 	}
 	c.send(&ack)
@@ -135,7 +138,7 @@ func (b *Broker) unlink(sub *subscription) {
 }
 
 // storeSubscriptions writes subscriptions of a stored session and waits.
-func (c *conn) storeSubscriptions(subs []*subscription) error {
+func (c *conn) storeSubscriptions(subs []*subscription, fresh []bool) error {
 	s := c.s
 	s.b.mu.Lock()
 	s.mu.Lock()
@@ -146,7 +149,8 @@ func (c *conn) storeSubscriptions(subs []*subscription) error {
 	}
 	rows := make([]registry.Subscription, 0, len(subs))
 	var groups []*registry.Session
-	for _, sub := range subs {
+	for i, sub := range subs {
+		sub.ungreeted = sub.wantsRetained(fresh[i]) && sub.qos > 0 && len(s.b.retained.find(sub.filter)) > 0
 		rows = append(rows, registry.Subscription{Filter: sub.full, Options: sub.options(), SubID: sub.id, Start: uint64(sub.start)})
 		if g := sub.group; g != nil && !g.stored {
 			g.stored = true
@@ -185,18 +189,8 @@ func (b *Broker) greetSubscriptions(c *conn, subs []*subscription, fresh []bool)
 	b.mu.Lock()
 	s.mu.Lock()
 	for i, sub := range subs {
-		if sub.group != nil || sub.rh == 2 || sub.rh == 1 && !fresh[i] {
-			continue
-		}
-		for _, m := range b.retained.find(sub.filter) {
-			if ownUplink(s.key.Principal, m.topic) || sub.loops(m.from, m.client) {
-				continue
-			}
-			d := delivery{msg: m, pos: m.pos, qos: min(sub.qos, m.qos), retain: true, kept: true}
-			if sub.id != 0 {
-				d.ids = []uint32{sub.id}
-			}
-			s.out.retained = append(s.out.retained, d)
+		if sub.wantsRetained(fresh[i]) {
+			s.greet(sub)
 		}
 	}
 	s.pump()
@@ -209,6 +203,59 @@ func (b *Broker) greetSubscriptions(c *conn, subs []*subscription, fresh []bool)
 	b.mu.Unlock()
 	for _, sub := range subs {
 		b.tellSubscribed(c, sub.filter)
+	}
+}
+
+// wantsRetained applies Retain Handling (MQTT 5.0 3.8.3.1). Nothing retained goes
+// to a shared subscription (4.8.2).
+func (s *subscription) wantsRetained(fresh bool) bool {
+	return s.group == nil && (s.rh == 0 || s.rh == 1 && fresh)
+}
+
+// greet puts the retained messages of a subscription on their way. The caller
+// holds Broker.mu and mu.
+func (s *session) greet(sub *subscription) {
+	for _, m := range s.b.retained.find(sub.filter) {
+		if ownUplink(s.key.Principal, m.topic) || sub.loops(m.from, m.client) {
+			continue
+		}
+		d := delivery{msg: m, pos: m.pos, qos: min(sub.qos, m.qos), retain: true, kept: true}
+		if sub.id != 0 {
+			d.ids = []uint32{sub.id}
+		}
+		if d.qos > 0 {
+			d.greets = sub
+			sub.greeting++
+		}
+		s.out.retained = append(s.out.retained, d)
+	}
+	s.greeted(sub)
+}
+
+// greeted notes in the registry that all retained messages of a subscription are
+// acknowledged. The caller holds mu.
+func (s *session) greeted(sub *subscription) {
+	if !sub.ungreeted || sub.greeting > 0 || !slices.Contains(s.subs, sub) {
+		return
+	}
+	sub.ungreeted = false
+	no, gen := s.no, s.gen
+	row := registry.Subscription{Filter: sub.full, Options: sub.options(), SubID: sub.id, Start: uint64(sub.start)}
+	s.b.submit("note greeting", func(tx *registry.Tx) error {
+		if err := tx.PutSubscriptions(no, gen, row); !errors.Is(err, registry.ErrFenced) {
+			return err
+		}
+		return nil // taken over: the next connection is greeted again
+	}, nil)
+}
+
+// regreet sends the retained messages again that a restart has kept from being
+// acknowledged. The caller holds Broker.mu and mu.
+func (s *session) regreet() {
+	for _, sub := range s.subs {
+		if sub.ungreeted && sub.greeting == 0 {
+			s.greet(sub)
+		}
 	}
 }
 
