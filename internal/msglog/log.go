@@ -259,6 +259,9 @@ func (l *Log) open(ctx context.Context, known State) error {
 		if err := checkDirs(l.cfg.Dir, l.names.streams()); err != nil {
 			return err
 		}
+		if err := checkBlocks(l.cfg.Dir, l.names.streams()); err != nil {
+			return err
+		}
 	}
 	if err := l.store.connect(); err != nil {
 		return err
