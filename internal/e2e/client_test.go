@@ -89,8 +89,10 @@ func (c *client) write(b []byte) error {
 	return err
 }
 
-func (c *client) next() (p packet, err error) {
-	if err := c.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+func (c *client) next() (p packet, err error) { return c.nextWithin(patience) }
+
+func (c *client) nextWithin(limit time.Duration) (p packet, err error) {
+	if err := c.conn.SetReadDeadline(time.Now().Add(limit)); err != nil {
 		return p, err
 	}
 	for {

@@ -276,6 +276,9 @@ func (f *fleet) launch(wrapper ...string) *server {
 		_ = s.cmd.Wait() // its state is looked at by stop
 		close(s.ended)
 	}()
+	s.admin = admin.NewClient(func(ctx context.Context) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", f.path("server", "admin.sock"))
+	}, true)
 	f.t.Cleanup(func() { s.cleanup() })
 	timeout := time.After(patience)
 	for {
@@ -289,13 +292,12 @@ func (f *fleet) launch(wrapper ...string) *server {
 			continue
 		case <-s.ended:
 		case <-timeout:
-			f.t.Fatalf("serve is not ready:\n%s", tailOf(s.log.String()))
+			_ = s.cmd.Process.Signal(syscall.SIGQUIT) // for the stacks
+			<-s.ended
+			f.t.Fatalf("serve is not ready")
 		}
 		break
 	}
-	s.admin = admin.NewClient(func(ctx context.Context) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", f.path("server", "admin.sock"))
-	}, true)
 	return s
 }
 
