@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"hawser/internal/config"
@@ -123,18 +124,36 @@ func OpenLayout(dir string) (*Layout, error) {
 			return nil, fmt.Errorf("%s: fleet.domains: %q: %w", l.ConfigPath(), d, err)
 		}
 	}
+	if err := l.checkFiles(); err != nil {
+		return nil, withHint(err)
+	}
+	return l, nil
+}
+
+func (l *Layout) checkFiles() error {
 	if err := l.loadTrust(); err != nil {
-		return nil, err
+		return err
 	}
 	if _, _, err := l.Anchors(); err != nil {
-		return nil, err
+		return err
 	}
 	for _, d := range l.Config.Fleet.Domains {
 		if _, _, err := l.brokerPair(d); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return l, nil
+	return nil
+}
+
+const restoreHint = "hint: restore it from a backup; hawser makes no state anew"
+
+// withHint says what helps against a file that is not what was written, unless
+// the error says so itself.
+func withHint(err error) error {
+	if strings.Contains(err.Error(), "\nhint: ") {
+		return err
+	}
+	return fmt.Errorf("%w\n%s", err, restoreHint)
 }
 
 func (l *Layout) loadTrust() error {
@@ -173,7 +192,7 @@ func readBundle(path string, p pki.Profile) ([]*x509.Certificate, error) {
 // missing adds to an error about a file that should be there what to do about it.
 func missing(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("the fleet is incomplete: %w\nhint: restore it from a backup; hawser makes no state anew", err)
+		return fmt.Errorf("the fleet is incomplete: %w\n%s", err, restoreHint)
 	}
 	return err
 }
