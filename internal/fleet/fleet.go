@@ -249,8 +249,7 @@ func (l *Layout) brokerPair(domain string) (*x509.Certificate, *ecdsa.PrivateKey
 	// The other process may have come to its second rename since the certificate was read.
 	cert, key, err = l.readBrokerPair(domain)
 	if err == nil && !key.PublicKey.Equal(cert.PublicKey) {
-		return nil, nil, fmt.Errorf("%s does not belong to %s\nhint: hawser ca issue-broker --dir %s",
-			l.BrokerKeyPath(domain), l.BrokerCertPath(domain), l.Dir)
+		return nil, nil, fmt.Errorf("%s does not belong to %s\n%s", l.BrokerKeyPath(domain), l.BrokerCertPath(domain), restoreHint)
 	}
 	return cert, key, err
 }
