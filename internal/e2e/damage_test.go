@@ -87,6 +87,9 @@ func (f *fleet) copyOf(t *testing.T) *fleet {
 		if d.IsDir() {
 			return os.MkdirAll(filepath.Join(g.dir, rel), info.Mode().Perm())
 		}
+		if !d.Type().IsRegular() {
+			return nil
+		}
 		text, err := os.ReadFile(path)
 		if err != nil {
 			return err

@@ -67,6 +67,7 @@ func fill(t *testing.T, dir string, leave int64) (ballast string) {
 // metrics count; with room again all recovers by itself, twice, and nothing that was
 // acknowledged is lost.
 func TestDiskFull(t *testing.T) {
+	t.Parallel() // it mostly waits until a frame is given up
 	f := newFleet(t)
 	f.fast()
 	creds := credentials(t, f.device("ABCD1234"))
