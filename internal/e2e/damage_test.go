@@ -253,7 +253,7 @@ func TestFlippedBit(t *testing.T) {
 	}
 	for _, stream := range []string{"LOG", "H", "Q", "R"} {
 		t.Run(stream, func(t *testing.T) {
-			const flips = 10
+			const flips = 6
 			named := 0
 			for i := range flips {
 				f := whole.copyOf(t)
@@ -278,7 +278,7 @@ func TestFlippedBit(t *testing.T) {
 // the checksum. A flipped sequence must not make it count to the end of the world.
 func TestFlippedHeader(t *testing.T) {
 	whole := storied(t)
-	for _, stream := range []string{"LOG", "H", "Q", "R"} {
+	for _, stream := range []string{"LOG", "Q"} {
 		t.Run(stream, func(t *testing.T) {
 			for at := range 12 { // length and sequence of the second record
 				f := whole.copyOf(t)

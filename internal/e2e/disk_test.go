@@ -47,19 +47,23 @@ func smallDisk(t *testing.T, f *fleet) (dir string) {
 // takes the rest.
 func fill(t *testing.T, dir string, leave int64) (ballast string) {
 	t.Helper()
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		t.Fatal(err)
-	}
 	ballast = dir + "/ballast"
 	file, err := os.Create(ballast)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	if err := unix.Fallocate(int(file.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-leave); err != nil {
-		t.Fatal(err)
-	}
+	until(t, "room for the ballast", func() bool { // the server takes and gives room in the meantime
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		err := unix.Fallocate(int(file.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-leave)
+		if err != nil && !errors.Is(err, unix.ENOSPC) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 	return ballast
 }
 
