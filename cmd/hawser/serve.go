@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime/debug"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -39,6 +40,7 @@ is made anew. Exit codes: 0 stopped as told, 1 failed, 2 wrong use.`,
 			}
 			cfg.Dir, cfg.Version = a.dir, version
 			cfg.Ready = func(s *server.Server) { a.ready(s, readyFD) }
+			relaxCollector()
 			cfg.Stopping = func() { a.notify(daemon.SdNotifyStopping) }
 			return server.Run(cmd.Context(), cfg)
 		},
@@ -49,6 +51,15 @@ is made anew. Exit codes: 0 stopped as told, 1 failed, 2 wrong use.`,
 	f.IntVar(&readyFD, "ready-fd", -1, "write the line \"ready ADDRESS\" to this descriptor, too")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
+}
+
+// relaxCollector lets the heap grow to three times what is in use before it is
+// collected, unless GOGC says otherwise: connections are small and many, and what
+// the collector walks over with each storm of them is CPU of every connect.
+func relaxCollector() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(200)
+	}
 }
 
 // ready tells whoever waits that connections are accepted.
