@@ -61,9 +61,12 @@ func (b *Broker) judgeHello(h *tls.ClientHelloInfo) (*tls.Config, error) {
 	return nil, fmt.Errorf("%w: %s", errSuite, suiteNames(h.CipherSuites))
 }
 
+// suiteNames names the suites of TLS 1.3 among ids (RFC 9846 B.4).
 func suiteNames(ids []uint16) (names []string) {
 	for _, id := range ids {
-		names = append(names, tls.CipherSuiteName(id))
+		if id>>8 == 0x13 {
+			names = append(names, tls.CipherSuiteName(id))
+		}
 	}
 	return names
 }
