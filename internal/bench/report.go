@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -110,9 +111,12 @@ func yes(b *bool) string {
 
 // Save writes the report as JSON.
 func (r *Report) Save(path string) error {
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false) // goals hold < and >
+	if err := enc.Encode(r); err != nil {
 		return err
 	}
-	return durable.WriteFile(path, append(b, '\n'), 0o644)
+	return durable.WriteFile(path, b.Bytes(), 0o644)
 }
