@@ -208,6 +208,33 @@ func TestKillLeader(t *testing.T) {
 	check(open(t, cfg, state, Hooks{}))
 }
 
+// A start waits for a cluster that has no leader at the moment.
+func TestOpenWaitsForALeader(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, false)
+	cfg := c.config(t)
+	createSoon(t, cfg)
+	c.kill(0)
+	c.kill(1)
+	opened := make(chan error, 1)
+	go func() {
+		l, err := Open(t.Context(), cfg, State{})
+		if err == nil {
+			err = l.Close(t.Context())
+		}
+		opened <- err
+	}()
+	select {
+	case err := <-opened:
+		t.Fatalf("one server of three answered: %v", err)
+	case <-time.After(requestTimeout + time.Second): // a first attempt has failed
+	}
+	c.start(0)
+	if err := <-opened; err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A second server on the same fleet is refused, and a lease that was given back
 // or has expired is taken.
 func TestLease(t *testing.T) {

@@ -267,18 +267,18 @@ func (l *Log) open(ctx context.Context, known State) error {
 		return err
 	}
 	if l.cfg.NATSURL != "" {
-		if err := l.takeLease(ctx); err != nil {
+		if err := l.settled(ctx, l.takeLease); err != nil {
 			return err
 		}
 		l.checkSync(ctx)
 	}
-	if err := l.verify(ctx, known); err != nil {
+	if err := l.settled(ctx, func(ctx context.Context) error { return l.verify(ctx, known) }); err != nil {
 		return err
 	}
-	if err := l.loadQueues(ctx); err != nil {
+	if err := l.settled(ctx, l.loadQueues); err != nil {
 		return err
 	}
-	return l.loadChunks(ctx)
+	return l.settled(ctx, l.loadChunks)
 }
 
 // Start begins to take records. If the server died between a frame and its

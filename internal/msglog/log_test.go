@@ -247,7 +247,7 @@ func TestRetained(t *testing.T) {
 func TestRetention(t *testing.T) {
 	cfg := testConfig(t)
 	cfg.RetainEvery, cfg.MaxBytes, cfg.ChunkAge, cfg.RingBytes = 5*time.Millisecond, 200<<10, time.Millisecond, 1
-	cfg.HistoryMaxBytes = 200 << 10
+	cfg.HistoryMaxBytes, cfg.ChunkBytes = 200<<10, 4<<10 // a chunk for each record
 	create(t, cfg)
 	l := open(t, cfg, State{}, Hooks{})
 	fill := func() {

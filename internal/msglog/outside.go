@@ -44,6 +44,33 @@ func outsideReplicas(nc *nats.Conn) int {
 	return 1
 }
 
+// settleFor is how long a start waits for an outside cluster to elect leaders.
+const settleFor = 30 * time.Second
+
+// settled does one step of the start. In an outside cluster that is without a
+// leader for a moment, because one of its servers has just died, it does it again:
+// each step reads only, or begins anew.
+func (l *Log) settled(ctx context.Context, step func(context.Context) error) error {
+	deadline := time.Now().Add(settleFor)
+	for {
+		err := step(ctx)
+		if err == nil || l.cfg.NATSURL == "" || !leaderless(err) || ctx.Err() != nil || time.Now().After(deadline) {
+			return err
+		}
+		if !l.pause(settleFor / 60) {
+			return err
+		}
+	}
+}
+
+// leaderless reports the errors of a cluster that is electing: nobody answers, or
+// somebody says that he cannot at present.
+func leaderless(err error) bool {
+	var refusal *apiError
+	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.As(err, &refusal) && refusal.Code == 503
+}
+
 // lease keeps a second server away from the log of an outside cluster: one
 // message that only its holder may replace and that expires when he is gone.
 // The sequence numbers of the frames are what makes it safe; the lease makes
