@@ -77,6 +77,7 @@ func (s *tour) background(script string) {
 
 // TestReadmeFiveMinutes runs the README's first five minutes as printed there.
 func TestReadmeFiveMinutes(t *testing.T) {
+	t.Parallel() // it mostly waits for the build
 	for _, tool := range []string{"mosquitto_pub", "mosquitto_sub"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("%s is not installed", tool)
