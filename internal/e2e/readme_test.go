@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -198,5 +199,31 @@ func TestReadmeShowsTheConfiguration(t *testing.T) {
 	want := "<!-- config -->\n```toml\n" + strings.TrimRight(string(manual), "\n") + "\n```\n<!-- /config -->"
 	if !strings.Contains(string(readme), want) {
 		t.Error("the README's configuration is not internal/config/manual.toml: copy it between the config marks")
+	}
+}
+
+// TestSecurityNamesRealTests: a guarantee whose test was renamed or removed is
+// not held by what SECURITY.md says.
+func TestSecurityNamesRealTests(t *testing.T) {
+	text, err := os.ReadFile("../../SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("grep", "-rhoE", "--include=*_test.go", "^func Test[A-Za-z0-9_]+", "../..").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		there[strings.TrimPrefix(strings.TrimSpace(line), "func ")] = true
+	}
+	named := regexp.MustCompile("`(Test[A-Za-z0-9_*]+)").FindAllStringSubmatch(string(text), -1)
+	if len(named) < 20 {
+		t.Fatalf("SECURITY.md names %d tests", len(named))
+	}
+	for _, m := range named {
+		if !there[m[1]] {
+			t.Errorf("SECURITY.md names %s, which does not exist", m[1])
+		}
 	}
 }
