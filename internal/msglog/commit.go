@@ -191,10 +191,9 @@ func (c *committer) fail(owners []Owner, err error) {
 
 // failWaiting refuses further records and fails those that wait for a frame.
 func (c *committer) failWaiting(err error) {
-	c.l.setSick(err)
 	recs := c.recs
 	c.recs = nil
-	for _, b := range c.l.in.pause(fmt.Errorf("%w: %w", ErrUnavailable, err)) {
+	for _, b := range c.l.refuse(err) {
 		if _, e := c.seal(b); e == nil {
 			c.fail(b.owners, err)
 		}

@@ -425,12 +425,29 @@ func (l *Log) setSick(err error) {
 	l.mu.Unlock()
 }
 
+// refuse takes no more records, because of err, and returns the batches that
+// waited. What Healthy says and what Append does change together.
+func (l *Log) refuse(err error) []*batch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sick = err
+	return l.in.pause(fmt.Errorf("%w: %w", ErrUnavailable, err))
+}
+
+// admit takes records again.
+func (l *Log) admit() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sick = nil
+	l.in.open()
+}
+
 func (l *Log) setDead(err error) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.dead == nil {
 		l.dead = err
 	}
-	l.mu.Unlock()
 	l.in.close(fmt.Errorf("%w: %w", ErrUnavailable, err))
 }
 

@@ -34,8 +34,7 @@ func (c *committer) recover(f *frame, cause error) {
 		cause = err
 		l.setSick(err)
 	}
-	l.setSick(nil)
-	l.in.open()
+	l.admit()
 	l.cfg.Logger.Info("the log writes again", "log", l.cfg.where(), "frame", l.End().Frame())
 }
 
