@@ -27,8 +27,8 @@ import (
 // broker's certificate that such a key had signed would be one for ever.
 type World struct {
 	Domain string // the name that the client believes it talks to
-	RootA  *authority
-	RootB  *authority
+	rootA  *authority
+	rootB  *authority
 	Device identity.ID
 
 	clientCA  *authority
@@ -45,7 +45,7 @@ func NewWorld(domain string) (*World, error) {
 	for _, ca := range []struct {
 		to   **authority
 		name string
-	}{{&w.RootA, "Check root A"}, {&w.RootB, "Check root B"}, {&w.clientCA, "Check device CA"}} {
+	}{{&w.rootA, "Check root A"}, {&w.rootB, "Check root B"}, {&w.clientCA, "Check device CA"}} {
 		if *ca.to, err = newAuthority(ca.name); err != nil {
 			return nil, err
 		}
@@ -56,7 +56,7 @@ func NewWorld(domain string) (*World, error) {
 	if w.deviceKey, err = pki.GenerateKey(); err != nil {
 		return nil, err
 	}
-	leaf, err := w.leaf(w.RootA, w.brokerKey.Public(), nil)
+	leaf, err := w.leaf(w.rootA, w.brokerKey.Public(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -165,17 +165,17 @@ func (w *World) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	roots := append(pki.EncodeCert(w.RootA.der), pki.EncodeCert(w.RootB.der)...)
+	roots := append(pki.EncodeCert(w.rootA.der), pki.EncodeCert(w.rootB.der)...)
 	for name, text := range map[string][]byte{
-		fileRoots: roots, fileCert: pki.EncodeCert(w.deviceDER), fileRootACert: pki.EncodeCert(w.RootA.der),
-		fileRootBCert: pki.EncodeCert(w.RootB.der), fileBroker: pki.EncodeCert(w.broker[0]), fileDomain: []byte(w.Domain + "\n"),
+		fileRoots: roots, fileCert: pki.EncodeCert(w.deviceDER), fileRootACert: pki.EncodeCert(w.rootA.der),
+		fileRootBCert: pki.EncodeCert(w.rootB.der), fileBroker: pki.EncodeCert(w.broker[0]), fileDomain: []byte(w.Domain + "\n"),
 	} {
 		if err := durable.CreateFile(filepath.Join(dir, name), text, 0o644); err != nil {
 			return err
 		}
 	}
 	for name, key := range map[string]*ecdsa.PrivateKey{
-		fileKey: w.deviceKey, fileRootA: w.RootA.key, fileRootB: w.RootB.key, fileBrokerKey: w.brokerKey,
+		fileKey: w.deviceKey, fileRootA: w.rootA.key, fileRootB: w.rootB.key, fileBrokerKey: w.brokerKey,
 	} {
 		if err := pki.WriteKey(filepath.Join(dir, name), key, nil); err != nil {
 			return err
@@ -191,10 +191,10 @@ func LoadWorld(dir string) (*World, error) {
 		return nil, err
 	}
 	w := &World{Domain: string(bytes.TrimSpace(domain))}
-	if w.RootA, err = loadAuthority(dir, fileRootACert, fileRootA); err != nil {
+	if w.rootA, err = loadAuthority(dir, fileRootACert, fileRootA); err != nil {
 		return nil, err
 	}
-	if w.RootB, err = loadAuthority(dir, fileRootBCert, fileRootB); err != nil {
+	if w.rootB, err = loadAuthority(dir, fileRootBCert, fileRootB); err != nil {
 		return nil, err
 	}
 	if w.clientCA, err = newAuthority("Check device CA"); err != nil { // signs nothing more
@@ -216,7 +216,7 @@ func LoadWorld(dir string) (*World, error) {
 	if w.Device, err = identity.ParseID(cert.Subject.CommonName); err != nil {
 		return nil, err
 	}
-	leaf, err := w.leaf(w.RootA, w.brokerKey.Public(), nil)
+	leaf, err := w.leaf(w.rootA, w.brokerKey.Public(), nil)
 	w.broker = [][]byte{leaf}
 	return w, err
 }

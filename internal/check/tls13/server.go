@@ -368,3 +368,19 @@ func (c *Conn) checkVerify(role string, cert *x509.Certificate) error {
 	}
 	return nil
 }
+
+// Retry sends a HelloRetryRequest in answer to h. The transcript goes on as
+// RFC 9846 4.5.1 says: the first ClientHello becomes its hash.
+func (c *Conn) Retry(h *Hello, suite uint16, ext []Extension) error {
+	s, err := SuiteOf(suite)
+	if err != nil {
+		return err
+	}
+	if c.retried == 0 {
+		sum := s.sum(c.transcript)
+		c.transcript = append([]byte{254, 0, 0, byte(len(sum))}, sum...)
+	}
+	c.retried++
+	hello := &Hellos{Random: retryRandom(), Session: h.Session, Suite: suite, Extensions: ext}
+	return c.Say(hello.message())
+}

@@ -144,6 +144,7 @@ type Conn struct {
 	keys       schedule
 	transcript []byte // every handshake message, in order
 	pending    []byte // handshake bytes read and not parsed
+	retried    int    // HelloRetryRequests sent
 }
 
 func header(kind byte, n int) []byte {
