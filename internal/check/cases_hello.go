@@ -460,4 +460,3 @@ func plain(b []byte) func(*stage) error {
 		return err
 	}
 }
-
