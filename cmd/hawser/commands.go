@@ -18,6 +18,7 @@ func (a *app) commands() []*cobra.Command {
 		a.demoCommand(),
 		a.simCommand(),
 		a.auditCommand(),
+		a.checkCommand(),
 		exitCodes(),
 	}
 }

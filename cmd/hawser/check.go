@@ -1,0 +1,417 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hawser/internal/check"
+	"hawser/internal/durable"
+)
+
+func (a *app) checkCommand() *cobra.Command {
+	return group("check", "play the man in the middle against a device, the intruder against a broker",
+		`check finds out what a device does when the broker is false, and what a broker does when
+a client is hostile. It works against any MQTT client or broker over TLS, Hawser's or
+not, on a desk and without the internet. Every certificate is made for the run: there is
+no way to use it with the keys of a real fleet.
+
+Each case ends in a verdict: pass, FAIL, warn, inconclusive (it never connected, or came
+to no end) or n/a (the device does not do what the case needs). The exit code is 0 only
+if there is no FAIL and nothing inconclusive.`,
+		a.checkDevice(), a.checkBroker(), a.checkList(), a.checkExplain(), a.checkWorld())
+}
+
+// reports is where the outcome goes beside the terminal.
+type reports struct {
+	junit, html string
+	image       string
+}
+
+func (r *reports) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&r.junit, "junit", "", "write JUnit XML to this file")
+	cmd.Flags().StringVar(&r.html, "html", "", "write a page for people to this file")
+	cmd.Flags().StringVar(&r.image, "firmware", "", "the firmware under test; its SHA-256 goes into the report")
+}
+
+// write writes the files that were asked for, and ends with the exit code.
+func (r *reports) write(a *app, rep *check.Report) error {
+	for path, to := range map[string]func(io.Writer) error{r.junit: rep.WriteJUnit, r.html: rep.WriteHTML} {
+		if path == "" {
+			continue
+		}
+		var b strings.Builder
+		if err := to(&b); err != nil {
+			return err
+		}
+		if err := durable.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+			return err
+		}
+	}
+	if a.json {
+		if err := rep.WriteJSON(a.out); err != nil {
+			return err
+		}
+	}
+	if !rep.OK() {
+		return exit(1)
+	}
+	return nil
+}
+
+// live prints each result as it comes.
+func (a *app) live() func(done, all int, r *check.Result) {
+	if a.json {
+		p := &progress{app: a, live: terminal(a.err)}
+		return func(done, all int, r *check.Result) {
+			if p.live {
+				p.show("%d of %d: %s %s", done, all, r.ID, r.Verdict)
+			}
+		}
+	}
+	colour := terminal(a.out)
+	return func(done, all int, r *check.Result) {
+		verdict := fmt.Sprintf("%-12s", r.Verdict)
+		if colour {
+			verdict = paint(r.Verdict, verdict)
+		}
+		a.say("%3d/%d  %-26s %s %s", done, all, r.ID, verdict, printable(r.Why))
+	}
+}
+
+func paint(v check.Verdict, text string) string {
+	codes := map[check.Verdict]string{check.Pass: "32", check.Fail: "1;31", check.Warn: "33", check.Inconclusive: "35", check.NotApplicable: "2"}
+	return "\x1b[" + codes[v] + "m" + text + "\x1b[0m"
+}
+
+// conclude says what it came to.
+func (a *app) conclude(rep *check.Report) {
+	if a.json {
+		return
+	}
+	n := rep.Counts()
+	a.say("")
+	a.say("check %s: %d pass, %d FAIL, %d warn, %d inconclusive, %d n/a in %.1f s", rep.Kind, n[check.Pass], n[check.Fail], n[check.Warn],
+		n[check.Inconclusive], n[check.NotApplicable], rep.Ended.Sub(rep.Began).Seconds())
+	for i := range rep.Results {
+		if x := &rep.Results[i]; x.Verdict == check.Fail {
+			a.say("  FAIL %s: %s: %s (%s)", x.ID, x.Does, printable(x.Why), x.Clause)
+		}
+	}
+	if n[check.Fail] > 0 {
+		a.say("hint: hawser check explain %s", firstFail(rep))
+	}
+}
+
+func firstFail(rep *check.Report) string {
+	for i := range rep.Results {
+		if rep.Results[i].Verdict == check.Fail {
+			return rep.Results[i].ID
+		}
+	}
+	return ""
+}
+
+func (a *app) checkDevice() *cobra.Command {
+	o := check.DeviceOptions{}
+	var profile, world, domain, features string
+	var throwaway bool
+	var out reports
+	cmd := &cobra.Command{
+		Use:   "device [--exec COMMAND]",
+		Short: "play a false broker, in many ways, against a device",
+		Long: `device listens and plays brokers, honest and false, against a client. The client comes by
+itself when it reconnects (--wait says how long that may take), is started once for each
+attempt by --exec, or is made to reconnect by --reset.
+
+In --exec, {host} {port} {cafile} {cert} {key} stand for where to connect and for the
+files of a world made for the run. --world DIR keeps such a world, so that a device can
+be given its roots once: see "hawser check world".
+
+The honest cases come first. If the device does not pass them, the others are not judged.
+A case FAILs whenever the client's certificate, its Finished or any byte of MQTT reached
+somebody who must not get it.
+
+--profile mcu (the default) wants TLS 1.3 with one suite, P-256 and EC certificates alone.
+With --profile general what is legitimate for other clients (TLS 1.2, RSA, P-384, other
+suites) is a warn.
+
+What the device does (subscribe, qos1, stays) is found out by the honest cases, or is
+declared by --features; cases that need what it does not do are n/a.`,
+		Example: `  hawser check device --profile general --exec \
+    'mosquitto_pub -h {host} -p {port} --cafile {cafile} --cert {cert} --key {key} -t t -m x'
+  hawser check device --listen 0.0.0.0:8883 --world desk --domain mqtt.example.com \
+    --reset 'uhubctl -a cycle -p 2' --html report.html
+  hawser check device --only X1,H1 --exec './client {port}' --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if o.Profile, err = profileArg(cmd, profile); err != nil {
+				return err
+			}
+			if throwaway && world != "" {
+				return usagef(cmd, "--throwaway and --world exclude each other")
+			}
+			if features != "" {
+				o.Features = strings.Split(features, ",")
+			}
+			return a.runDevice(cmd.Context(), &o, world, domain, &out)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Exec, "exec", "", "command that starts the client once; see above for placeholders")
+	f.StringVar(&o.Reset, "reset", "", "command that makes the device connect again")
+	f.StringVar(&o.Listen, "listen", "127.0.0.1:8883", "where the device connects to, without --exec")
+	f.StringVar(&profile, "profile", string(check.MCU), "what it is held against: mcu or general")
+	f.BoolVar(&throwaway, "throwaway", false, "make a world for this run alone (the default)")
+	f.StringVar(&world, "world", "", "directory of a world that is kept")
+	f.StringVar(&domain, "domain", "localhost", "the name that the client believes it talks to")
+	f.StringVar(&domain, "sni", "localhost", "the same as --domain")
+	f.StringVar(&o.Host, "host", "", "what {host} stands for (default: the domain)")
+	f.BoolVar(&o.NoClock, "no-clock", false, "the device has no clock: dates are a warn")
+	f.StringVar(&features, "features", "", "what it does, of subscribe,qos1,stays (default: found out)")
+	f.DurationVar(&o.Wait, "wait", 2*time.Minute, "how long the device may take to connect")
+	f.DurationVar(&o.Step, "step", 5*time.Second, "how long one step of a connection may take")
+	f.DurationVar(&o.Patience, "patience", 10*time.Second, "how long a silent broker is silent")
+	f.IntVar(&o.Parallel, "parallel", 4, "cases at the same time, with --exec")
+	f.StringSliceVar(&o.Only, "only", nil, "ids or groups of cases, separated by commas")
+	out.flags(cmd)
+	return a.withJSON(cmd)
+}
+
+func profileArg(cmd *cobra.Command, s string) (check.Profile, error) {
+	switch p := check.Profile(s); p {
+	case check.MCU, check.General:
+		return p, nil
+	}
+	return "", usagef(cmd, "profile %q is not mcu or general", s)
+}
+
+func (a *app) runDevice(ctx context.Context, o *check.DeviceOptions, world, domain string, out *reports) error {
+	dir, done, err := worldDir(world)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if o.World, err = check.OpenWorld(dir, domain); err != nil {
+		return err
+	}
+	if o.Dir = dir; o.Host == "" {
+		o.Host = domain
+	}
+	if o.Exec == "" && !a.json {
+		a.note("waiting for the device on %s; its roots are %s", o.Listen, filepath.Join(dir, "ca.crt"))
+	}
+	o.Told = a.live()
+	rep, err := check.Device(ctx, *o)
+	if err != nil {
+		return err
+	}
+	if err := rep.AddImage(out.image); err != nil {
+		return err
+	}
+	a.conclude(rep)
+	return out.write(a, rep)
+}
+
+// worldDir gives the directory of a world: the one that was named, or one that goes
+// with the run.
+func worldDir(kept string) (dir string, done func(), err error) {
+	if kept != "" {
+		return kept, func() {}, nil
+	}
+	tmp, err := os.MkdirTemp("", "hawser-check-*")
+	if err != nil {
+		return "", nil, err
+	}
+	return filepath.Join(tmp, "world"), func() { os.RemoveAll(tmp) }, nil
+}
+
+func (a *app) checkBroker() *cobra.Command {
+	var o check.BrokerOptions
+	var device, other, revoked, service, profile string
+	var out reports
+	cmd := &cobra.Command{
+		Use:   "broker HOST:PORT --device CERT,KEY --other CERT,KEY",
+		Short: "play a hostile client, in many ways, against a broker",
+		Long: `broker plays strangers, thieves and careless devices against a broker: who must not come
+in, who says he is somebody else, who listens or speaks beyond his own topics, who costs
+as much as he can. It needs the certificates and keys of two devices of that broker; the
+second is the witness, and the healthy device that must notice nothing.
+
+The broker sees hundreds of odd connections in a minute: do this to brokers that are
+yours. --revoke-exec takes the first device's rights away in mid-test ({id} is its name),
+as the last thing.`,
+		Example: `  hawser check broker localhost:8883 --device a/device.crt,a/device.key \
+    --other b/device.crt,b/device.key --topics 'private/{id}/#'
+  hawser check broker mqtt.example.com:8883 --device a.crt,a.key --other b.crt,b.key \
+    --revoke-exec 'hawser device revoke {id} --reason check' --html report.html`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.Target = args[0]
+			var err error
+			if o.Profile, err = profileArg(cmd, profile); err != nil {
+				return err
+			}
+			if device == "" || other == "" {
+				return usagef(cmd, "two devices are needed: --device CERT,KEY and --other CERT,KEY")
+			}
+			for pair, to := range map[string]**check.Credentials{device: &o.Device, other: &o.Other, revoked: &o.Revoked, service: &o.Service} {
+				if pair == "" {
+					continue
+				}
+				if *to, err = check.LoadCredentials(pair); err != nil {
+					return err
+				}
+			}
+			return a.runBroker(cmd.Context(), &o, &out)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&device, "device", "", "certificate and key of the device that is hostile")
+	f.StringVar(&other, "other", "", "certificate and key of the device that is its victim")
+	f.StringVar(&revoked, "revoked", "", "certificate and key of a device that was revoked")
+	f.StringVar(&service, "service", "", "certificate and key of a service that may read the devices")
+	f.StringVar(&o.Revoke, "revoke-exec", "", "command that takes away the rights of {id}")
+	f.StringVar(&o.Topics, "topics", "private/{id}/#", "where a device may publish and subscribe")
+	f.StringVar(&o.Name, "sni", "", "server name to ask for (default: HOST)")
+	f.StringVar(&profile, "profile", string(check.MCU), "what it is held against: mcu or general")
+	f.DurationVar(&o.Step, "step", 5*time.Second, "how long one step may take")
+	f.DurationVar(&o.Patience, "patience", 30*time.Second, "how long a connection that says nothing may stand")
+	f.StringSliceVar(&o.Only, "only", nil, "ids or groups of cases, separated by commas")
+	out.flags(cmd)
+	return a.withJSON(cmd)
+}
+
+func (a *app) runBroker(ctx context.Context, o *check.BrokerOptions, out *reports) error {
+	o.Told = a.live()
+	rep, err := check.Broker(ctx, *o)
+	if err != nil {
+		return err
+	}
+	if err := rep.AddImage(out.image); err != nil {
+		return err
+	}
+	a.conclude(rep)
+	return out.write(a, rep)
+}
+
+// listed is a case as it is listed.
+type listed struct {
+	Against string `json:"against"`
+	ID      string `json:"id"`
+	Does    string `json:"does"`
+	Expect  string `json:"expect"`
+	Clause  string `json:"clause"`
+	Needs   string `json:"needs,omitempty"`
+}
+
+func listedCases() (list []listed) {
+	for _, c := range check.DeviceCases() {
+		list = append(list, listed{"device", c.ID, c.Does, c.Expect, c.Clause, c.Needs})
+	}
+	for _, c := range check.BrokerCases() {
+		list = append(list, listed{"broker", c.ID, c.Does, c.Expect, c.Clause, c.Needs})
+	}
+	return list
+}
+
+func (a *app) checkList() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "list the cases",
+		Long: `list names every case of "check device" and "check broker" with what is done. See
+"hawser check explain" for what a correct peer does, and why.`,
+		Example: `  hawser check list
+  hawser check list --json`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			list := listedCases()
+			return emitAll(a, list, func() {
+				var rows [][]string
+				for _, c := range list {
+					rows = append(rows, []string{c.Against, c.ID, c.Does})
+				}
+				a.table([]string{"AGAINST", "ID", "DOES"}, rows)
+			})
+		},
+	}
+	return a.withJSON(cmd)
+}
+
+func (a *app) checkExplain() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "explain ID",
+		Short: "say what a case does, what is expected, and why",
+		Long: `explain is the manual of one case, or of a group of them ("X1"): what is done, what a
+correct peer does, what the case needs of it, and the clause or the CVE behind it.`,
+		Example: `  hawser check explain X4.common-name
+  hawser check explain M6`,
+		Args: cobra.ExactArgs(1),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			var ids []string
+			for _, c := range listedCases() {
+				ids = append(ids, c.ID)
+			}
+			return ids, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var found []listed
+			for _, c := range listedCases() {
+				if g, _, _ := strings.Cut(c.ID, "."); strings.EqualFold(c.ID, args[0]) || strings.EqualFold(g, args[0]) {
+					found = append(found, c)
+				}
+			}
+			if len(found) == 0 {
+				return fmt.Errorf("there is no case %q\nhint: hawser check list", args[0])
+			}
+			return emitAll(a, found, func() {
+				for i, c := range found {
+					if i > 0 {
+						a.say("")
+					}
+					a.fields("id", c.ID, "against", "a "+c.Against, "does", c.Does, "expected", c.Expect, "needs", c.Needs, "from", c.Clause)
+				}
+			})
+		},
+	}
+	return a.withJSON(cmd)
+}
+
+func (a *app) checkWorld() *cobra.Command {
+	var domain string
+	cmd := &cobra.Command{
+		Use:   "world DIR",
+		Short: "make a throw-away world to put into a test unit",
+		Long: `world writes two roots, a domain and one device's identity into DIR, for "check device
+--world DIR": put ca.crt, device.crt and device.key into a test unit, whose shipping
+image then runs unchanged. For a unit that is flashed by Hawser's bench, identity.bin is
+the 128-byte identity block and trust.bin the trust region.
+
+These are keys for a desk. Never give them to a unit that goes to a customer.`,
+		Example: `  hawser check world desk --domain mqtt.example.com`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			w, err := check.NewWorld(domain)
+			if err != nil {
+				return err
+			}
+			if err := w.Save(args[0]); err != nil {
+				return err
+			}
+			v := map[string]string{"dir": args[0], "domain": domain, "device": w.Device.String()}
+			return emitOne(a, v, func() {
+				a.say("a world for %s, with the device %s, is in %s", domain, w.Device, args[0])
+				a.say("  hawser check device --world %s --domain %s --listen 0.0.0.0:8883", args[0], domain)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&domain, "domain", "localhost", "the name that the unit believes it talks to")
+	return a.withJSON(cmd)
+}
