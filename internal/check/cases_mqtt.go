@@ -419,6 +419,7 @@ func (s *stage) judgeWaits(waits []time.Duration) error {
 	shortest, longest := time.Duration(math.MaxInt64), time.Duration(0)
 	for _, w := range waits {
 		text = append(text, w.Round(10*time.Millisecond).String())
+		s.waits = append(s.waits, w.Seconds())
 		shortest, longest = min(shortest, w), max(longest, w)
 	}
 	s.note = "waits: " + strings.Join(text, " ")

@@ -72,6 +72,9 @@ type Evidence struct {
 	First     string `json:"first,omitempty"` // the first of them, hex
 	Note      string `json:"note,omitempty"`  // what else a case measured
 	Output    string `json:"output,omitempty"`
+
+	// Waits are the pauses before reconnects that a case measured, in seconds.
+	Waits []float64 `json:"waits,omitempty"`
 }
 
 // Result is the outcome of one case.

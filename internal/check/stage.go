@@ -32,6 +32,7 @@ type stage struct {
 	verdict  Verdict // set by cases that judge themselves
 	why      string
 	note     string
+	waits    []float64 // measured pauses before reconnects, seconds
 	again    func(ctx context.Context) (*stage, error) // the client's next connection
 	ctx      context.Context
 	features []string
@@ -229,7 +230,7 @@ func (s *stage) has(feature string) bool { return slices.Contains(s.features, fe
 // evidence is what there is to show of this connection.
 func (s *stage) evidence() Evidence {
 	return Evidence{Connected: true, Farthest: s.Seen.Farthest(), Ended: s.Seen.EndText(), Sent: s.Seen.AppBytes,
-		First: firstBytes(s.first), Note: s.note}
+		First: firstBytes(s.first), Note: s.note, Waits: s.waits}
 }
 
 // gave reports whether the client has ended the connection, by itself.
