@@ -32,7 +32,7 @@ type stage struct {
 	verdict  Verdict // set by cases that judge themselves
 	why      string
 	note     string
-	waits    []float64 // measured pauses before reconnects, seconds
+	waits    []float64                                 // measured pauses before reconnects, seconds
 	again    func(ctx context.Context) (*stage, error) // the client's next connection
 	ctx      context.Context
 	features []string
