@@ -352,7 +352,7 @@ func unknownAlias(p *intruder) error {
 		return p.judgeEnd(g, err)
 	}
 	if g.closed(p.o.Step) {
-		return p.settle(Pass, "the connection was ended: %s", g.Seen.EndText())
+		return p.settle(Pass, "the connection was ended")
 	}
 	return p.settle(Fail, "it was taken")
 }

@@ -77,6 +77,7 @@ func (p *intruder) refusedBy(c *tls13.Conn, err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return p.settle(Inconclusive, "neither let in nor refused within %v", p.o.Step)
 	}
+	c.Drain(p.o.Step) // a broker that closes while we write has said why before
 	return p.settle(Pass, "refused in the handshake: %s", c.Seen.EndText())
 }
 

@@ -35,13 +35,14 @@ var errRefused = errors.New("refused")
 // join makes a TLS connection and logs in. A refusal, in TLS or in CONNACK, is errRefused.
 func (p *intruder) join(who *Credentials, h hello) (*guest, error) {
 	c, err := p.dial(p.client(who))
-	if err != nil {
-		if c != nil && c.Seen.End != nil {
-			return nil, fmt.Errorf("%w in the handshake: %s", errRefused, c.Seen.EndText())
-		}
+	if err == nil {
+		return p.login(c, h)
+	}
+	if c == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil, err
 	}
-	return p.login(c, h)
+	c.Drain(p.o.Step) // a broker that closes while we write has said why before
+	return nil, fmt.Errorf("%w in the handshake: %s", errRefused, c.Seen.EndText())
 }
 
 func (p *intruder) login(c *tls13.Conn, h hello) (*guest, error) {
@@ -54,7 +55,8 @@ func (p *intruder) login(c *tls13.Conn, h hello) (*guest, error) {
 		connect.Props.SessionExpiry = 3600
 	}
 	if _, err := g.Write(connect.Append(nil, h.version)); err != nil {
-		return nil, fmt.Errorf("%w: %w", errRefused, err)
+		c.Drain(p.o.Step)
+		return nil, fmt.Errorf("%w: no CONNACK, %s", errRefused, c.Seen.EndText())
 	}
 	return g, g.welcomed()
 }

@@ -371,12 +371,16 @@ func (c *Conn) UpdateKey(request bool) error {
 	return err
 }
 
-// Write sends application data in one record.
-func (c *Conn) Write(p []byte) (int, error) {
-	if err := c.WriteRecord(TypeData, p); err != nil {
-		return 0, err
+// Write sends application data, in records as large as may be.
+func (c *Conn) Write(p []byte) (n int, err error) {
+	for len(p[n:]) > 0 {
+		part := p[n:min(len(p), n+1<<14)]
+		if err := c.WriteRecord(TypeData, part); err != nil {
+			return n, err
+		}
+		n += len(part)
 	}
-	return len(p), nil
+	return n, nil
 }
 
 // Drain reads until the other side ends the connection or the deadline passes, so that
