@@ -45,6 +45,8 @@ func TestImports(t *testing.T) {
 		"internal/command":  leaves + "internal/message internal/registry",
 		"internal/fleet":    leaves + "internal/config internal/pki",
 		"internal/admin":    leaves,
+
+		"internal/factory/probe": leaves,
 		"device":            leaves + "internal/message",
 	} {
 		ours, _ := imports(t, "hawser/"+pkg, "-deps")

@@ -226,22 +226,23 @@ func (g *GDB) stopReply(ctx context.Context, text string) ([]byte, error) {
 	return g.w.answer(ctx, never)
 }
 
-// monitor gives a command to the server's console and returns what it said.
-func (g *GDB) monitor(ctx context.Context, text string) (string, error) {
+// monitor gives a command to the server's console, and says whether that knew it.
+func (g *GDB) monitor(ctx context.Context, text string) (known bool, err error) {
 	answer, err := g.ask(ctx, "qRcmd,"+hex.EncodeToString([]byte(text)))
 	if err != nil {
-		return "", err
+		return false, err
 	}
 	said := append([]byte(nil), g.w.console...)
+	p := make([]byte, len(answer)/2)
+	n, _ := decodeHex(p, answer) // the words may also come as the answer itself
+	said = append(said, p[:n]...)
+	if len(answer) == 0 || unknown(string(said)) {
+		return false, nil
+	}
 	if err := refusal(answer, false); err != nil {
-		return "", fmt.Errorf("%w %s", err, printable(said))
+		return true, fmt.Errorf("%s: %w: %s", text, err, printable(said))
 	}
-	if string(answer) != "OK" { // the words may also come as the answer itself
-		p := make([]byte, len(answer)/2)
-		n, _ := decodeHex(p, answer)
-		said = append(said, p[:n]...)
-	}
-	return printable(said), nil
+	return true, nil
 }
 
 // Reset implements Probe. QEMU is told to reset its machine, others to reset the unit; a
@@ -271,18 +272,18 @@ func (g *GDB) reset(ctx context.Context) error {
 		_, err = g.monitor(ctx, "system_reset")
 		return err
 	}
-	said, err := g.monitor(ctx, "reset")
-	switch {
-	case err == nil && !unknown(said):
-		_, err = g.monitor(ctx, "go") // J-Link's reset leaves the unit halted; others do not know the word
-		if errors.Is(err, ErrTarget) {
-			err = nil
-		}
-		return err
-	case err != nil && !errors.Is(err, ErrTarget):
+	known, err := g.monitor(ctx, "reset")
+	if err != nil {
 		return err
 	}
-	return g.restart(ctx)
+	if !known {
+		return g.restart(ctx)
+	}
+	_, err = g.monitor(ctx, "go") // J-Link's reset leaves the unit halted; others do not know the word
+	if errors.Is(err, ErrTarget) {
+		err = nil
+	}
+	return err
 }
 
 // unknown tells the words with which a console says that it does not know a command.
