@@ -45,9 +45,9 @@ func TestImports(t *testing.T) {
 		"internal/command":  leaves + "internal/message internal/registry",
 		"internal/fleet":    leaves + "internal/config internal/pki",
 		"internal/admin":    leaves,
+		"device":            leaves + "internal/message",
 
 		"internal/factory/probe": leaves,
-		"device":            leaves + "internal/message",
 	} {
 		ours, _ := imports(t, "hawser/"+pkg, "-deps")
 		for _, p := range ours {

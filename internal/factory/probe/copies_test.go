@@ -76,7 +76,7 @@ func search(t *testing.T, needles [][]byte, except ...[]byte) (found []string, s
 func TestNoCopies(t *testing.T) {
 	_, arm := qemu(t)
 	host, _ := hostUnit(t)
-	secret, buf, back := outside(t, 4096)[:96], outside(t, BufferSize), outside(t, 4096)[:96]
+	secret, back := outside(t, 4096)[:96], outside(t, 4096)[:96]
 	forms := outside(t, 4096)
 	rand.Read(secret)
 	secret[40] = '#' // what X escapes
@@ -98,7 +98,7 @@ func TestNoCopies(t *testing.T) {
 	for _, spec := range []string{arm + "@20010000", host + "@10000000", "exec:cat >/dev/null@0"} { // with M, with X, as HEX
 		text, at, _ := strings.Cut(spec, "@")
 		addr, _ := strconv.ParseUint(at, 16, 32)
-		p := open(t, text, func(s *Spec) { s.Buffer = buf })
+		p := open(t, text, func(s *Spec) { s.Buffer = outside(t, BufferSize) })
 		if err := p.Write(t.Context(), []Region{{uint32(addr), secret, true}}); err != nil {
 			t.Fatal(err)
 		}

@@ -46,6 +46,8 @@ func (e *Exec) Write(ctx context.Context, regions []Region) error {
 	defer clear(e.spec.Buffer)
 	err = e.run(limited, rs)
 	switch {
+	case err == nil:
+		return nil
 	case ctx.Err() != nil:
 		return fmt.Errorf("flash command: %w: what it wrote is unknown", ctx.Err())
 	case limited.Err() != nil:

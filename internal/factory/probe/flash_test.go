@@ -227,3 +227,15 @@ func TestNoReset(t *testing.T) {
 		t.Errorf("got %v, %v", err, s.log)
 	}
 }
+
+// TestServersWords: what a server says is shown, but not when it might quote a secret.
+func TestServersWords(t *testing.T) {
+	s := newStub(t, faults{tattles: true})
+	p := open(t, "gdb:"+s.addr, nil)
+	for _, secret := range []bool{false, true} {
+		err := p.Write(t.Context(), []Region{{ramAt, []byte("this is the key"), secret}})
+		if !errors.Is(err, ErrTarget) || strings.Contains(err.Error(), "the key") == secret {
+			t.Errorf("secret %t: %v", secret, err)
+		}
+	}
+}

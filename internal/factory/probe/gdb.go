@@ -228,7 +228,9 @@ func (g *GDB) stopReply(ctx context.Context, text string) ([]byte, error) {
 
 // monitor gives a command to the server's console, and says whether that knew it.
 func (g *GDB) monitor(ctx context.Context, text string) (known bool, err error) {
+	g.w.listen = true // only now: at a write its words might quote what is written
 	answer, err := g.ask(ctx, "qRcmd,"+hex.EncodeToString([]byte(text)))
+	g.w.listen = false
 	if err != nil {
 		return false, err
 	}

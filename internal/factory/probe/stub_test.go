@@ -37,6 +37,7 @@ type faults struct {
 	silent        string // packets that begin so are never answered
 	noUnit        bool   // until swdp_scan and vAttach
 	memoryMap     string // instead of its own
+	tattles       bool   // it quotes in an error, and on its console, what is to be written
 }
 
 // stub is a debug server that follows the GDB manual: flash is to be erased by whole
@@ -155,7 +156,10 @@ func (s *stub) serve(c net.Conn) {
 func (s *stub) answer(c net.Conn, p []byte) {
 	if s.f.badSums > 0 {
 		s.f.badSums--
-		p = append(bytes.Clone(p[:len(p)-1]), 'x')
+		p = bytes.Clone(p)
+		if p[1] ^= 1; p[1] == '#'^1 { // no data to damage
+			p[1], p[2] = '#', '1'
+		}
 	}
 	s.send(c, p)
 }
@@ -373,6 +377,9 @@ func (s *stub) poke(p string) string {
 		ok = err == nil
 	}
 	mem, at := s.place(addr, n)
+	if s.f.tattles && n > 0 {
+		return "E.cannot write " + string(data)
+	}
 	if !ok || len(data) != n || mem == nil || addr < ramAt && n > 0 {
 		return "E01"
 	}
