@@ -1,12 +1,13 @@
 package probe
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"strings"
+	"regexp"
 	"syscall"
 	"time"
 )
@@ -149,36 +150,16 @@ func (t *tail) readFrom(f *os.File) {
 // maxWords bounds how much of a command's words an error shows.
 const maxWords = 1024
 
-// text gives the last lines, fit for a terminal, with each long run of hexadecimal digits
-// left out: a tool that quotes its input would quote the key.
+// text gives the last lines, fit for a terminal, without what may be a dump: a tool that
+// quotes its input would quote the key.
 func (t *tail) text() string {
-	out := make([]byte, 0, t.n)
-	for p := t.buf[:t.n]; len(p) > 0; {
-		n := hexRun(p)
-		switch {
-		case n >= 12 || n > 0 && t.cut && len(p) == t.n:
-			out = append(out, "[hex]"...)
-		case n == 0:
-			n = 1
-			fallthrough
-		default:
-			out = append(out, p[:n]...)
-		}
-		p = p[n:]
+	p := t.buf[:t.n]
+	if t.cut {
+		p = bytes.TrimLeft(p, "0123456789abcdefABCDEF") // what is left of a number that was cut
 	}
-	lines := strings.FieldsFunc(string(out[max(0, len(out)-maxWords):]), func(r rune) bool { return r == '\n' || r == '\r' })
-	for i, l := range lines {
-		lines[i] = printable([]byte(l))
-	}
-	return strings.Join(lines, " / ")
-}
-
-// hexRun says with how many hexadecimal digits p begins.
-func hexRun(p []byte) int {
-	for i, b := range p {
-		if _, ok := unhex(b); !ok {
-			return i
-		}
-	}
-	return len(p)
+	dump := regexp.MustCompile(`((0[xX])?[0-9a-fA-F]{2,}[ ,:-]{0,2}){6,}|[0-9a-fA-F]{12,}|[^\x20-\x7E\r\n]+`)
+	p = dump.ReplaceAll(p, []byte("[...]"))
+	p = p[max(0, len(p)-maxWords):]
+	lines := bytes.FieldsFunc(p, func(r rune) bool { return r == '\n' || r == '\r' })
+	return string(bytes.Join(lines, []byte(" / ")))
 }

@@ -239,3 +239,25 @@ func TestServersWords(t *testing.T) {
 		}
 	}
 }
+
+// TestUnpluggedIsNotLocked: a debug server that has no unit must not pass for a unit that
+// refuses to be read.
+func TestUnpluggedIsNotLocked(t *testing.T) {
+	s := newStub(t, faults{unplugged: true})
+	spec, err := Parse("gdb:" + s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := spec.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Read(t.Context(), flashAt, 4); !errors.Is(err, ErrGone) || errors.Is(err, ErrTarget) {
+		t.Errorf("got %v", err)
+	}
+	locked := newStub(t, faults{blindFrom: 1})
+	p = open(t, "gdb:"+locked.addr, nil)
+	if _, err := p.Read(t.Context(), flashAt, 4); !errors.Is(err, ErrTarget) || errors.Is(err, ErrGone) {
+		t.Errorf("locked: %v", err)
+	}
+}

@@ -19,12 +19,15 @@ import (
 // back, and where that cannot be read nothing is erased. Without a map, and outside of it,
 // memory is written as it is.
 type GDB struct {
-	spec  Spec
-	addr  netip.AddrPort
-	w     *wire // nil: not connected
-	areas []area
-	hasX  bool // X is known
-	knowX bool // whether X is known has been asked
+	spec Spec
+	addr netip.AddrPort
+	w    *wire // nil: not connected
+
+	// What this server can do, since attach.
+	hasMap bool
+	areas  []area
+	hasX   bool // X is known
+	knowX  bool // whether X is known has been asked
 }
 
 func newGDB(addr netip.AddrPort, s Spec) *GDB {
@@ -57,7 +60,7 @@ func (g *GDB) alive(ctx context.Context) error {
 	return err
 }
 
-var errNoUnit = fmt.Errorf("%w: the debug server has no unit", ErrTarget)
+var errNoUnit = fmt.Errorf("%w: the debug server has no unit", ErrGone)
 
 // Write implements Probe.
 func (g *GDB) Write(ctx context.Context, regions []Region) error {
@@ -137,10 +140,16 @@ func (g *GDB) attach(ctx context.Context) (err error) {
 	if err = g.agree(ctx); err == nil {
 		err = g.halt(ctx)
 	}
+	if err == nil && g.hasMap {
+		g.areas, err = g.memoryMap(ctx) // only now: before, a Black Magic Probe has none
+	}
 	if err == nil {
 		return nil
 	}
 	g.drop()
+	if errors.Is(err, ErrTarget) { // a unit that is not there must not pass for a locked one
+		err = fmt.Errorf("%w: %s", ErrGone, err.Error())
+	}
 	return fmt.Errorf("debug server %s: %w", g.addr, err)
 }
 
@@ -167,10 +176,8 @@ func (g *GDB) agree(ctx context.Context) error {
 		}
 		g.w.noAck = string(answer) == "OK"
 	}
-	if slices.Contains(can, "qXfer:memory-map:read+") {
-		g.areas, err = g.memoryMap(ctx)
-	}
-	return err
+	g.hasMap = slices.Contains(can, "qXfer:memory-map:read+")
+	return nil
 }
 
 func (g *GDB) ask(ctx context.Context, text string) ([]byte, error) {
@@ -184,7 +191,7 @@ func (g *GDB) halt(ctx context.Context) error {
 	if err != nil || there {
 		return err
 	}
-	if _, err := g.monitor(ctx, "swdp_scan"); err != nil && !errors.Is(err, ErrTarget) {
+	if _, err := g.monitor(ctx, "swdp_scan"); err != nil {
 		return err
 	}
 	answer, err := g.stopReply(ctx, "vAttach;1")

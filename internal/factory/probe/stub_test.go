@@ -36,6 +36,7 @@ type faults struct {
 	reset         string // the console's word for reset, "" if there is no console
 	silent        string // packets that begin so are never answered
 	noUnit        bool   // until swdp_scan and vAttach
+	unplugged     bool   // it has no unit, whatever is tried
 	memoryMap     string // instead of its own
 	tattles       bool   // it quotes in an error, and on its console, what is to be written
 }
@@ -66,7 +67,7 @@ func newStub(t *testing.T, f faults) *stub {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stub{t: t, f: f, addr: l.Addr().String(), ram: make([]byte, ramSize), erased: map[int]bool{}, last: -1, there: !f.noUnit}
+	s := &stub{t: t, f: f, addr: l.Addr().String(), ram: make([]byte, ramSize), erased: map[int]bool{}, last: -1, there: !f.noUnit && !f.unplugged}
 	for i := range flashSize {
 		s.flash = append(s.flash, byte(i>>3))
 	}
@@ -230,6 +231,8 @@ func (s *stub) handle(p string) (string, bool) {
 		return "W00", true
 	case word == "?":
 		return "T05thread:01;", true
+	case word == "vAttach" && !s.there:
+		return "E01", true
 	case word == "vAttach":
 		return "T05", true
 	case word == "qXfer":
@@ -275,6 +278,9 @@ func (s *stub) xfer(p string) string {
 <memory type="ram" start="%#x" length="%#x"/>
 </memory-map>`, flashAt, flashSize, blockSize, ramAt, ramSize)
 	}
+	if !s.there {
+		return "E01"
+	}
 	var from, n int
 	if _, err := fmt.Sscanf(p, "qXfer:memory-map:read::%x,%x", &from, &n); err != nil || from > len(doc) {
 		return "E00"
@@ -295,6 +301,9 @@ func (s *stub) console(p string) string {
 		s.log = append(s.log, "reset!")
 		return "OK"
 	case "swdp_scan":
+		if s.f.unplugged {
+			return "E03"
+		}
 		s.there = true
 		return "OK"
 	}

@@ -216,7 +216,7 @@ func refusal(answer []byte, quiet bool) error {
 	case len(answer) == 0:
 		return fmt.Errorf("%w: it does not know this command", ErrTarget)
 	case answer[0] == 'W' || answer[0] == 'X' || answer[0] == 'N':
-		return fmt.Errorf("%w: there is no target, or it has ended", ErrTarget)
+		return fmt.Errorf("%w: the debug server has no unit", ErrGone)
 	case answer[0] != 'E':
 		return nil
 	case len(answer) == 3:
