@@ -58,49 +58,72 @@ func (e *Exec) Write(ctx context.Context, regions []Region) error {
 }
 
 func (e *Exec) run(ctx context.Context, rs []Region) error {
-	in, inEnd, err := os.Pipe()
-	if err != nil {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
-	defer inEnd.Close()
-	errEnd, errs, err := os.Pipe()
-	if err != nil {
-		in.Close()
-		return err
-	}
-	defer errEnd.Close()
-	cmd := exec.Command("/bin/sh", "-c", e.spec.Command)
-	cmd.Stdin, cmd.Stderr = in, errs // files: no copy is made on the way
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err = cmd.Start()
-	in.Close()
-	errs.Close()
+	j, err := begin(e.spec.Command)
 	if err != nil {
 		return fmt.Errorf("flash command: %w: %w: nothing was written", ErrGone, err)
 	}
-	stop := context.AfterFunc(ctx, func() { // the whole group; what has fled from it loses its input and is not waited for
-		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		inEnd.Close()
-		errEnd.Close()
+	defer j.close()
+	stop := context.AfterFunc(ctx, func() { // what has fled from the group loses its input and is not waited for
+		syscall.Kill(-j.cmd.Process.Pid, syscall.SIGKILL)
+		j.close()
 	})
 	defer stop()
 	half := len(e.spec.Buffer) / 2
 	words := tail{buf: e.spec.Buffer[half:]}
-	heard := make(chan struct{})
+	heard, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
 		defer close(heard)
-		words.readFrom(errEnd)
+		words.readFrom(j.words)
 	}()
-	ended := make(chan error, 1)
-	go func() {
-		err := cmd.Wait()
-		inEnd.SetWriteDeadline(time.Now()) // what it left behind in the background shall not hold us up
-		errEnd.SetReadDeadline(time.Now().Add(time.Second))
-		ended <- err
-	}()
-	fed := feed(inEnd, rs, e.spec.Buffer[:half])
+	go func() { ended <- j.wait() }()
+	fed := feed(j.input, rs, e.spec.Buffer[:half])
 	<-heard
 	return outcome(<-ended, fed, words.text())
+}
+
+// job is a command that is running, with our ends of its pipes.
+type job struct {
+	cmd          *exec.Cmd
+	input, words *os.File
+}
+
+func begin(command string) (*job, error) {
+	in, input, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	words, errs, err := os.Pipe()
+	if err != nil {
+		input.Close()
+		return nil, err
+	}
+	defer errs.Close()
+	j := &job{exec.Command("/bin/sh", "-c", command), input, words}
+	j.cmd.Stdin, j.cmd.Stderr = in, errs // files: no copy is made on the way
+	j.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := j.cmd.Start(); err != nil {
+		j.close()
+		return nil, err
+	}
+	return j, nil
+}
+
+// wait returns how the command ended. What it left behind in the background, with the other
+// ends of the pipes, shall not hold us up.
+func (j *job) wait() error {
+	err := j.cmd.Wait()
+	j.input.SetWriteDeadline(time.Now())
+	j.words.SetReadDeadline(time.Now().Add(time.Second))
+	return err
+}
+
+func (j *job) close() {
+	j.input.Close()
+	j.words.Close()
 }
 
 // feed writes the HEX to the command's standard input and closes that.

@@ -68,6 +68,9 @@ func TestFlash(t *testing.T) {
 			if err := p.Reset(t.Context()); err != nil || s.count("reset!") != 1 || s.count("D") != 1 {
 				t.Errorf("reset: %v, %v", err, s.log)
 			}
+			if n := s.count("qSupported"); n != 1 {
+				t.Errorf("it took %d connections", n)
+			}
 			if n := s.count("vFlashErase"); n != 2 {
 				t.Errorf("%d erases", n) // blocks 1 and 2 in one, 4
 			}
