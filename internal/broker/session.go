@@ -391,7 +391,7 @@ func (b *Broker) forget(s *session) {
 // many messages waited in it; done may be nil.
 func (s *session) eraseThen(done func(error)) (messages int) {
 	s.mu.Lock()
-	stored := s.stored
+	stored, acked := s.stored, s.out.acked()
 	s.stored = false
 	s.mu.Unlock()
 	if !stored {
@@ -401,6 +401,7 @@ func (s *session) eraseThen(done func(error)) (messages int) {
 		return 0
 	}
 	if s.isDevice() {
+		s.b.cfg.Log.QueueAck(s.key.Principal.Name, acked) // since the last checkpoint: it did not wait
 		messages = s.b.dropQueue(s.key.Principal.Name)
 	}
 	no := s.no
