@@ -59,6 +59,18 @@ func (b *Broker) sessionsOf(set map[identity.Principal]bool) (list []*session) {
 	return list
 }
 
+// Readmit lets a principal in again with its certificates and tells whether it was
+// shut out. Then what was queued for it while it was barred goes before it can come.
+func (b *Broker) Readmit(who identity.Principal, certs ...Certificate) (wasOut bool) {
+	if wasOut = !b.dir.admits(who); wasOut && who.Kind == identity.Device {
+		b.dropQueue(who.Name)
+	}
+	for _, c := range certs {
+		b.dir.add(c)
+	}
+	return wasOut
+}
+
 // DropTopics forgets what is retained under private/<id>/, whoever has said it:
 // nobody is to hear it any more.
 func (b *Broker) DropTopics(ids ...identity.ID) {

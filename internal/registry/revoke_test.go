@@ -34,7 +34,9 @@ func TestUnrevoke(t *testing.T) {
 		must(t, r, enrol(id))
 		old, now, next := certOf(p, int(id)), certOf(p, 2), certOf(p, 3)
 		next.Generation = 2
-		must(t, r, func(tx *Tx) error { return errors.Join(tx.AddCertificate("test", now), tx.AddCertificate("test", next)) })
+		must(t, r, func(tx *Tx) error {
+			return errors.Join(tx.AddCertificate("test", now), tx.AddCertificate("test", next))
+		})
 		before := certificateStates(t, r, id)
 		must(t, r, func(tx *Tx) error { return tx.SetDeviceState("test", id, to, "by mistake") })
 		if to == DeviceRetired { // it was stolen from the bin: what it had before must survive that, too
