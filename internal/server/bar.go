@@ -105,9 +105,12 @@ func (b *backend) bar(r *http.Request, apply func(tx *registry.Tx, actor string)
 		return err
 	})
 	out.Changed = len(changed)
-	if b.srv != nil {
-		n := b.srv.dropped.take(changed)
-		out.Dropped = &n
+	if b.srv == nil {
+		return out, err
+	}
+	n := b.srv.dropped.take(changed)
+	if out.Dropped = &n; n > 0 && err == nil { // their audit rows are written when a later change is
+		err = b.reg.Update(r.Context(), func(*registry.Tx) error { return nil })
 	}
 	return out, err
 }
