@@ -102,8 +102,9 @@ func (tx *Tx) BarDevices(actor string, ids []identity.ID, to DeviceState, reason
 }
 
 // Unrevoke brings a revoked or retired device back, with the certificates that it
-// had; n of them open the door again. What was deleted with it (sessions, queued and
-// retained messages, commands) stays gone.
+// had; n of them open the door again: those of a generation that was retired meanwhile
+// do not. What was deleted with it (sessions, queued and retained messages, commands)
+// stays gone.
 func (tx *Tx) Unrevoke(actor string, id identity.ID, reason string) (n int, err error) {
 	from, err := tx.deviceState(id)
 	if err != nil {
@@ -113,13 +114,13 @@ func (tx *Tx) Unrevoke(actor string, id identity.ID, reason string) (n int, err 
 		return 0, fmt.Errorf("device %s: %w: it is %s", id, ErrState, from)
 	}
 	p := identity.DevicePrincipal(id)
-	err = tx.row(`SELECT COUNT(*) FROM certificates WHERE kind = ? AND name = ? AND state = 'revoked' AND was = 'active'`,
-		[]any{p.Kind.String(), p.Name}, &n)
+	err = tx.exec(`UPDATE certificates SET was = '', state = CASE WHEN was = 'active' AND EXISTS (SELECT 1 FROM generations g
+		WHERE g.number = certificates.generation AND g.state = 'retired') THEN 'superseded' ELSE was END
+		WHERE kind = ? AND name = ? AND state = 'revoked' AND was <> ''`, p.Kind.String(), p.Name)
 	if err != nil {
 		return 0, err
 	}
-	err = tx.exec(`UPDATE certificates SET state = was, was = '' WHERE kind = ? AND name = ? AND state = 'revoked' AND was <> ''`,
-		p.Kind.String(), p.Name)
+	err = tx.row(`SELECT COUNT(*) FROM certificates WHERE kind = ? AND name = ? AND state = 'active'`, []any{p.Kind.String(), p.Name}, &n)
 	if err != nil {
 		return 0, err
 	}

@@ -68,6 +68,27 @@ func TestUnrevoke(t *testing.T) {
 	refused(t, r, ErrNotFound, func(tx *Tx) error { _, err := tx.Unrevoke("test", 1, "x"); return err })
 }
 
+// TestUnrevokeDoesNotBringARetiredGenerationBack: it was retired while the device was
+// revoked.
+func TestUnrevokeDoesNotBringARetiredGenerationBack(t *testing.T) {
+	r := newRegistry(t, Options{})
+	must(t, r, enrol(1))
+	must(t, r, func(tx *Tx) error {
+		return errors.Join(tx.AddGeneration("test", 1, []byte{1}), tx.AddGeneration("test", 2, []byte{2}),
+			tx.SetDeviceState("test", 1, DeviceRevoked, "x"), tx.retireGenerations(2))
+	})
+	must(t, r, func(tx *Tx) error {
+		n, err := tx.Unrevoke("test", 1, "x")
+		if n != 0 {
+			t.Errorf("%d certificates of a retired generation came back", n)
+		}
+		return err
+	})
+	if got := active(t, r); len(got) != 0 {
+		t.Errorf("open doors: %v", got)
+	}
+}
+
 // TestBarMany: those that are revoked already are passed over, and one id that is
 // not known refuses all.
 func TestBarMany(t *testing.T) {
