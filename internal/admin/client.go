@@ -139,6 +139,9 @@ func (c *Client) Devices(ctx context.Context, f DeviceFilter) (p DevicePage, err
 	q.set("class", f.Class)
 	q.set("tag", f.Tag)
 	q.set("prefix", f.Prefix)
+	q.set("station", f.Station)
+	q.time("flashed_since", f.FlashedSince)
+	q.time("flashed_until", f.FlashedUntil)
 	q.id("after", f.After)
 	q.number("limit", uint64(f.Limit))
 	if f.Online != nil {

@@ -107,6 +107,10 @@ type DeviceFilter struct {
 	Prefix string
 	After  identity.ID
 	Limit  int // 0 = 1000
+
+	Station      string // that has flashed it
+	FlashedSince time.Time
+	FlashedUntil time.Time // not at or after it; zero = no end
 }
 
 // DevicePage is one page of devices. More is the id after which to go on, 0 at

@@ -176,6 +176,10 @@ type DeviceFilter struct {
 	Prefix string      // up to eight upper-case hex digits
 	After  identity.ID // ids above this one
 	Limit  int         // 0 = 100
+
+	Station      string    // that has flashed it; empty = any
+	FlashedSince time.Time // zero = any time
+	FlashedUntil time.Time // before it; zero = any time
 }
 
 const deviceColumns = `d.id, d.class, d.state, d.key_hash, d.created, d.enrolled, d.last_seen, d.reason, d.note, d.last_cid,
@@ -228,11 +232,28 @@ func deviceQuery(f DeviceFilter) (string, []any, error) {
 		q += ` AND d.class = ?`
 		args = append(args, f.Class)
 	}
+	flashed, more := f.flashedBy()
+	q, args = q+flashed, append(args, more...)
 	order := ` ORDER BY d.id LIMIT ?`
 	if f.Tag != "" {
 		order = ` ORDER BY t.device LIMIT ?`
 	}
 	return q + order, append(args, limitOr(f.Limit)), nil
+}
+
+// flashedBy is the condition on where and when a device was flashed. One that never
+// was meets none.
+func (f *DeviceFilter) flashedBy() (q string, args []any) {
+	if f.Station != "" {
+		q, args = q+` AND d.station = ?`, append(args, f.Station)
+	}
+	if !f.FlashedSince.IsZero() {
+		q, args = q+` AND d.flashed >= ?`, append(args, ms(f.FlashedSince))
+	}
+	if !f.FlashedUntil.IsZero() {
+		q, args = q+` AND d.flashed > 0 AND d.flashed < ?`, append(args, ms(f.FlashedUntil))
+	}
+	return q, args
 }
 
 func limitOr(n int) int {

@@ -70,7 +70,8 @@ func (b *backend) devices(r *http.Request) (any, error) {
 	p := params{r: r}
 	online := p.flag("online")
 	f := registry.DeviceFilter{State: registry.DeviceState(p.text("state")), Class: p.text("class"), Tag: p.text("tag"),
-		Prefix: p.text("prefix"), After: p.id("after"), Limit: p.limit()}
+		Prefix: p.text("prefix"), After: p.id("after"), Limit: p.limit(),
+		Station: p.text("station"), FlashedSince: p.time("flashed_since"), FlashedUntil: p.time("flashed_until")}
 	if p.err != nil {
 		return nil, p.err
 	}
