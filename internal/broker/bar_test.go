@@ -117,3 +117,34 @@ func TestManyAreBarredAtOnce(t *testing.T) {
 		t.Error("a topic of a device is retained after DropTopics")
 	}
 }
+
+// TestReadmittedBeginsEmpty: what a frame brought into the queue of a device in the
+// moment when it was barred is not for it when it is back.
+func TestReadmittedBeginsEmpty(t *testing.T) {
+	r := newRig(t)
+	dev := r.device("ABCD1234")
+	pub := r.connect(r.service("app", "w private/+/d/app/#"), mqtt.V5, "app")
+	d := r.connect(dev, mqtt.V5, "ABCD1234", persist)
+	d.subscribe(1, "private/ABCD1234/#")
+	d.disconnect()
+	pub.publish("private/ABCD1234/d/app/x", "late", 1)
+	waits := func() (n int) {
+		r.ok(r.log.QueueStates(t.Context(), func(msglog.QueueState) error { n++; return nil }))
+		return n
+	}
+	pin := r.certs[0]
+	if r.b.Readmit(pin.Principal, pin) || waits() != 1 {
+		t.Error("a device that was not shut out has lost its queue")
+	}
+	r.b.mu.Lock()
+	r.b.forget(r.b.devices[0xABCD1234]) // but not what is queued
+	r.b.mu.Unlock()
+	r.b.Bar(pin.Principal)
+	if waits() != 1 {
+		t.Fatal("nothing waits")
+	}
+	if !r.b.Readmit(pin.Principal, pin) || waits() != 0 {
+		t.Error("what was queued is still there")
+	}
+	r.connect(dev, mqtt.V5, "ABCD1234").publish("private/ABCD1234/u/x", "back", 1)
+}

@@ -38,6 +38,12 @@ func TestUnrevoke(t *testing.T) {
 			return errors.Join(tx.AddCertificate("test", now), tx.AddCertificate("test", next))
 		})
 		before := certificateStates(t, r, id)
+		for i, nonce := range []uint64{1, 2, 1} {
+			must(t, r, func(tx *Tx) error {
+				_, err := tx.SaveHello(id, Hello{Nonce: nonce, At: testMeta.Created, Pos: uint64(i + 1)})
+				return err
+			})
+		}
 		must(t, r, func(tx *Tx) error { return tx.SetDeviceState("test", id, to, "by mistake") })
 		if to == DeviceRetired { // it was stolen from the bin: what it had before must survive that, too
 			must(t, r, func(tx *Tx) error { return tx.SetDeviceState("test", id, DeviceRevoked, "stolen") })
@@ -57,6 +63,9 @@ func TestUnrevoke(t *testing.T) {
 		}
 		if d, err := r.Device(t.Context(), id); err != nil || d.State != DeviceActive || d.Reason != "" {
 			t.Errorf("%+v, %v", d, err)
+		}
+		if n, err := r.CloneCount(t.Context()); err != nil || n != 0 {
+			t.Errorf("%d reports of clones are left, %v", n, err)
 		}
 		refused(t, r, ErrState, func(tx *Tx) error { _, err := tx.Unrevoke("test", id, "again"); return err })
 		must(t, r, func(tx *Tx) error { return tx.SetDeviceState("test", id, DeviceRevoked, "after all") })
