@@ -221,7 +221,12 @@ func (p *peer) publish() *mqtt.Publish {
 func (p *peer) gone() {
 	p.t.Helper()
 	for {
-		if _, _, err := p.packet(); err != nil {
+		h, _, err := p.packet()
+		if h.Type == mqtt.DISCONNECT {
+			p.conn.Close() // as a server does
+			return
+		}
+		if err != nil {
 			var timeout net.Error
 			if errors.As(err, &timeout) && timeout.Timeout() {
 				p.t.Fatal("the device is still connected")

@@ -49,8 +49,10 @@ func (p *pkiState) encode() []byte {
 	for _, f := range p.fields() {
 		b = append(binary.BigEndian.AppendUint16(b, uint16(len(*f))), *f...)
 	}
-	return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
+	return withSum(b)
 }
+
+func withSum(b []byte) []byte { return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b)) }
 
 var errPKIDamaged = errors.New("the stored certificates and anchor sets are damaged\n" +
 	"hint: restore the file pki of the device's state; removing it makes the device begin with what it was provisioned with, which the server may refuse by now")
