@@ -232,6 +232,13 @@ func (p *passphrases) flag(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&p.fd, "passphrase-fd", -1, "read passphrases from this descriptor, one line each, in place of asking")
 }
 
+// prepare lets copies of p read the same lines.
+func (p *passphrases) prepare() {
+	if f := os.NewFile(uintptr(p.fd), "passphrase-fd"); p.fd >= 0 && p.lines == nil && f != nil {
+		p.lines = bufio.NewReader(f)
+	}
+}
+
 // known asks for a passphrase that exists.
 func (p *passphrases) known(label string) ([]byte, error) {
 	return p.read("passphrase for "+label, false)
