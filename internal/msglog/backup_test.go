@@ -1,0 +1,218 @@
+package msglog
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// backUp copies a log to dir. meanwhile is called between the queues and the frames.
+func backUp(t *testing.T, l *Log, dir string, meanwhile func()) (requeue uint64) {
+	t.Helper()
+	spool, err := os.Create(filepath.Join(t.TempDir(), "spool"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer spool.Close()
+	var streams []string
+	requeue, err = l.Backup(t.Context(), spool, func(name string, r io.Reader) error {
+		if meanwhile != nil {
+			meanwhile()
+			meanwhile = nil
+		}
+		streams = append(streams, name)
+		f, err := os.Create(filepath.Join(filepath.Dir(spool.Name()), name))
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		_, err = io.Copy(f, r)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := func() (string, io.Reader, error) {
+		if len(streams) == 0 {
+			return "", nil, io.EOF
+		}
+		name := streams[0]
+		streams = streams[1:]
+		f, err := os.Open(filepath.Join(filepath.Dir(spool.Name()), name))
+		t.Cleanup(func() { f.Close() })
+		return name, f, err
+	}
+	if err := Restore(t.Context(), Config{Fleet: testFleet, Dir: dir}, next); err != nil {
+		t.Fatal(err)
+	}
+	return requeue
+}
+
+// writers append from ten goroutines until the test says stop. The longest time
+// without an acknowledgement is measured.
+type writers struct {
+	mu    sync.Mutex
+	acked map[string][]string // guarded by mu
+	total int                 // guarded by mu
+	last  time.Time           // guarded by mu
+	gap   time.Duration       // guarded by mu
+	more  *sync.Cond
+	stop  context.CancelFunc
+	wg    sync.WaitGroup
+}
+
+func startWriters(t *testing.T, l *Log, size int) *writers {
+	ctx, stop := context.WithCancel(t.Context())
+	w := &writers{acked: map[string][]string{}, stop: stop, last: time.Now()}
+	w.more = sync.NewCond(&w.mu)
+	pad := strings.Repeat("x", size)
+	for p := range 10 {
+		w.wg.Add(1)
+		go func() {
+			defer w.wg.Done()
+			done := make(chan error, 1)
+			for i := 0; ctx.Err() == nil; i++ {
+				text := fmt.Sprintf("%d/%s", i, pad)
+				o := ownerFunc(func(_ *Record, err error) { done <- err })
+				if err := l.Append(publish(device(p), "private/"+device(p).Name+"/u/t", text, o)); err != nil {
+					t.Error(err)
+					return
+				}
+				if err := <-done; err != nil {
+					t.Error(err)
+					return
+				}
+				w.note(device(p).Name, text)
+			}
+		}()
+	}
+	return w
+}
+
+func (w *writers) note(name, text string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.acked[name] = append(w.acked[name], text)
+	w.total++
+	w.gap = max(w.gap, time.Since(w.last))
+	w.last = time.Now()
+	w.more.Broadcast()
+}
+
+// wait returns when n more records were acknowledged, and what was by then.
+func (w *writers) wait(n int) map[string]int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for want := w.total + n; w.total < want; {
+		w.more.Wait()
+	}
+	w.gap = 0
+	counts := map[string]int{}
+	for name, list := range w.acked {
+		counts[name] = len(list)
+	}
+	return counts
+}
+
+func (w *writers) end() {
+	w.stop()
+	w.wg.Wait()
+}
+
+func queueAll() Hooks {
+	return Hooks{Plan: func(recs []Record, q *QueuePlan) {
+		for i := range recs {
+			q.Add(recs[i].From.Name, i)
+		}
+	}}
+}
+
+// A backup under load: everything acknowledged before it began is there after a
+// restore, in the frames, the queues and the history, and a later start is like any.
+func TestBackupUnderLoad(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	cfg.ChunkAge = 5 * time.Millisecond
+	create(t, cfg)
+	l := open(t, cfg, State{}, queueAll())
+	w := startWriters(t, l, 1000)
+	before := w.wait(3000)
+	known := l.State()
+	l.QueueAck(device(3).Name, known.Queue.Last/2)
+	dir := filepath.Join(t.TempDir(), "log")
+	requeue := backUp(t, l, dir, func() { w.wait(500) })
+	w.mu.Lock()
+	gap := w.gap
+	w.mu.Unlock()
+	w.end()
+	end := l.End()
+	cfg.Dir, cfg.Requeue = dir, requeue
+	again, err := Open(t.Context(), cfg, known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shut(t, again)
+	if again.queues.done >= again.End().Frame()-1 {
+		t.Fatal("no frame came between the queues and the frames: nothing is tested")
+	}
+	if err := again.Start(queueAll()); err != nil {
+		t.Fatal(err)
+	}
+	log := map[string][]string{}
+	for _, r := range readAll(t, again, 0) {
+		log[r.From.Name] = append(log[r.From.Name], string(r.Payload))
+	}
+	for name, n := range before {
+		containsInOrder(t, "log of "+name, log[name], w.acked[name][:n])
+		got := strings.Join(queueOf(t, again, name), " ")
+		if have := strings.Join(log[name], " "); got != have && (name != device(3).Name || !strings.HasSuffix(have, got)) {
+			t.Errorf("queue of %s holds %d bytes, the log %d", name, len(got), len(have))
+		}
+		var hist []string
+		err := again.History(t.Context(), Query{Name: name}, func(r *Record) error { hist = append(hist, string(r.Payload)); return nil })
+		if err != nil || strings.Join(hist, " ") != strings.Join(log[name], " ") {
+			t.Errorf("history of %s holds %d records, the log %d: %v", name, len(hist), len(log[name]), err)
+		}
+	}
+	t.Logf("%d frames, %d of them without queue messages; longest time between two acknowledgements %v",
+		end.Frame()-1, again.End().Frame()-requeue, gap)
+}
+
+// While Q is copied nothing is removed from it, and a device's queue that is
+// dropped meanwhile is gone afterwards.
+func TestDropWaitsForTheCopy(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	create(t, cfg)
+	l := open(t, cfg, State{}, queueAll())
+	f := newFates()
+	for i := range 5 {
+		if err := l.Append(publish(device(1), "a", fmt.Sprint(i), f)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.wait(5)
+	l.queues.removing.Lock()
+	dropped := make(chan error, 1)
+	go func() { dropped <- l.QueueDrop(device(1).Name) }()
+	if l.queues.removing.TryRLock() {
+		t.Fatal("the lock is not held")
+	}
+	if n := len(queueOf(t, l, device(1).Name)); n == 0 {
+		t.Error("the queue was dropped during the copy")
+	}
+	l.queues.removing.Unlock()
+	if err := <-dropped; err != nil {
+		t.Fatal(err)
+	}
+	if n := len(queueOf(t, l, device(1).Name)); n != 0 {
+		t.Errorf("%d messages are left", n)
+	}
+}
+
