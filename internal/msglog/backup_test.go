@@ -215,4 +215,3 @@ func TestDropWaitsForTheCopy(t *testing.T) {
 		t.Errorf("%d messages are left", n)
 	}
 }
-
