@@ -103,6 +103,8 @@ type Broker struct {
 	retained  retainedStore                    // guarded by mu
 	raw       map[net.Conn]bool                // not admitted yet; guarded by mu
 
+	saving sync.Mutex // held while a checkpoint is written, and while none may be
+
 	// Owned by the log's committer.
 	hits  []hit
 	seqs  map[string]uint64
@@ -428,6 +430,8 @@ func (b *Broker) Close(ctx context.Context) error {
 	}
 	b.cancel()
 	b.tasks.Wait()
+	b.saving.Lock()
+	defer b.saving.Unlock()
 	return b.checkpoint()
 }
 

@@ -80,7 +80,7 @@ func (n names) stream(short string) string {
 func (l *Log) spool(ctx context.Context, to *os.File) (sizes [2]int64, requeue uint64, err error) {
 	l.queues.removing.Lock()
 	defer l.queues.removing.Unlock()
-	requeue = l.End().Frame() // of all frames before it Q has what belongs there
+	requeue = l.wholeBefore()
 	for i, short := range []string{shortRetained, shortQueue} {
 		err := l.snapshot(ctx, short, func(r io.Reader) (err error) {
 			sizes[i], err = io.Copy(to, r)
@@ -91,6 +91,18 @@ func (l *Log) spool(ctx context.Context, to *os.File) (sizes [2]int64, requeue u
 		}
 	}
 	return sizes, requeue, nil
+}
+
+// wholeBefore is the frame before which every frame has its queue messages.
+func (l *Log) wholeBefore() uint64 {
+	end := l.End().Frame()
+	switch {
+	case l.started.Load():
+		return end
+	case l.cfg.Requeue > 0: // restored and not started since
+		return l.cfg.Requeue
+	}
+	return max(end-1, 1) // a crash may have left the last one without
 }
 
 // snapshot lets sink read the store's snapshot of one stream.

@@ -261,6 +261,11 @@ func openLog(ctx context.Context, l *fleet.Layout, r *registry.Registry, log *sl
 	}
 	cfg := logConfig(l.Config, l.LogDir(), l.NATSCredentials())
 	cfg.Logger = log
+	meta, err := r.Meta(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Requeue = meta.Requeue
 	m, err := msglog.Open(ctx, cfg, broker.KnownState(known))
 	switch {
 	case errors.Is(err, msglog.ErrDamaged), errors.Is(err, fs.ErrNotExist):
@@ -334,6 +339,9 @@ func (s *Server) startBroker(ctx context.Context) error {
 		return fmt.Errorf("start the broker: %w", err)
 	}
 	s.serving = true
+	if err := s.requeued(ctx); err != nil {
+		return err
+	}
 	wait, cancel := context.WithTimeout(ctx, drainFor)
 	defer cancel()
 	return s.announceStart(wait)
