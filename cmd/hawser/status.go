@@ -39,13 +39,7 @@ func (a *app) showStatus(s *admin.Status) {
 	if s.Trial {
 		fleet += "  TRIAL: every key lies unencrypted beside the server"
 	}
-	var states []string
-	for _, state := range []string{"active", "revoked", "quarantined", "retired"} {
-		if n := s.Devices[state]; n > 0 || state == "active" {
-			states = append(states, fmt.Sprintf("%d %s", n, state))
-		}
-	}
-	a.fields("fleet", fleet, "domains", strings.Join(s.Domains, " "), "devices", strings.Join(states, ", "),
+	a.fields("fleet", fleet, "domains", strings.Join(s.Domains, " "), "devices", deviceCounts(s.Devices),
 		"services", fmt.Sprint(s.Services))
 	if s.Pending > 0 {
 		a.fields("requests", fmt.Sprintf("%d wait for the safe", s.Pending))
@@ -58,6 +52,17 @@ func (a *app) showStatus(s *admin.Status) {
 	for _, c := range s.Certificates {
 		a.fields("certificate", fmt.Sprintf("%s %s until %s%s", c.Kind, c.Owner, stamp(c.NotAfter), endsSoon(c.NotAfter)))
 	}
+}
+
+// deviceCounts tells how many devices are in which state.
+func deviceCounts(devices map[string]int) string {
+	var states []string
+	for _, state := range []string{"active", "revoked", "quarantined", "retired"} {
+		if n := devices[state]; n > 0 || state == "active" {
+			states = append(states, fmt.Sprintf("%d %s", n, state))
+		}
+	}
+	return strings.Join(states, ", ")
 }
 
 func (a *app) showServer(v *admin.ServerStatus) {
