@@ -81,5 +81,6 @@ func (a *app) showRestored(r *server.Restored) {
 	if r.Trial {
 		a.note("the CA keys of a trial fleet are in no backup: to enrol devices, copy the old ca-a and ca-b into %s", r.Dir)
 	}
+	a.note("revocations, and whatever else was changed after that, are forgotten: repeat them")
 	a.note("see that the old server is gone, then start this one\nhint: hawser serve --dir %s", r.Dir)
 }

@@ -44,6 +44,12 @@ func (a *app) showStatus(s *admin.Status) {
 	if s.Pending > 0 {
 		a.fields("requests", fmt.Sprintf("%d wait for the safe", s.Pending))
 	}
+	if !s.Restored.IsZero() {
+		a.fields("restored", fmt.Sprintf("%s, from a backup of %s", stamp(s.Restored), stamp(s.BackupOf)))
+	}
+	if s.Ahead > 0 {
+		a.fields("ahead", fmt.Sprintf("%d devices know more than the registry: hawser device list --ahead", s.Ahead))
+	}
 	if v := s.Server; v != nil {
 		a.showServer(v)
 	} else {

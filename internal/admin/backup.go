@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"time"
+
+	"hawser/internal/identity"
 )
 
 // BackupTrailer names the HTTP trailer in which the server says why a backup has
@@ -43,4 +47,27 @@ func (c *Client) Backup(ctx context.Context, w io.Writer) error {
 		return fmt.Errorf("the server ended the backup: %s", text)
 	}
 	return e
+}
+
+// Ahead is one thing that a device knows and the registry does not, because the
+// registry was restored.
+type Ahead struct {
+	Device identity.ID `json:"device"`
+	Known  bool        `json:"known"` // the device is in the registry
+	What   string      `json:"what"`  // certificate, command, config or anchors
+	Detail string      `json:"detail"`
+	At     time.Time   `json:"at"`
+}
+
+// Ahead lists what devices know and the registry does not, at most a page after id.
+func (c *Client) Ahead(ctx context.Context, after identity.ID) (list []Ahead, err error) {
+	q := query{}
+	q.id("after", after)
+	return list, c.call(ctx, "GET", "ahead", url.Values(q), nil, &list)
+}
+
+// Adopt imports the certificate that a device has shown and proven since the
+// registry was restored.
+func (c *Client) Adopt(ctx context.Context, id identity.ID) (v Certificate, err error) {
+	return v, c.call(ctx, "POST", "devices/"+id.String()+"/adopt", nil, nil, &v)
 }

@@ -244,7 +244,10 @@ type Status struct {
 	Pending      int            `json:"pending_requests"`
 	Epoch        uint32         `json:"epoch"`
 	Starts       uint64         `json:"starts,string"`
-	Certificates []Expiry       `json:"certificates"` // the broker's, and others that end within 30 days
+	BackupOf     time.Time      `json:"backup_of,omitzero"` // when the backup was taken that this fleet was restored from
+	Restored     time.Time      `json:"restored,omitzero"`  // when it was
+	Ahead        int            `json:"ahead"`              // devices that know more than the registry
+	Certificates []Expiry       `json:"certificates"`       // the broker's, and others that end within 30 days
 	Server       *ServerStatus  `json:"server,omitempty"`
 }
 

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -75,18 +76,35 @@ type Ahead struct {
 // maxAheadDER bounds what is kept of a stranger's certificate, in bytes.
 const maxAheadDER = 4096
 
+// maxStrangers is how many devices are kept that are not in the registry.
+const maxStrangers = 10_000
+
 // NoteAhead keeps a, in place of what was known of the same device and kind. A
-// device that is not known is ErrNotFound.
+// device that is not known is ErrNotFound, but with a certificate: it was added
+// after the backup was taken. Of those so many are kept, the others are ErrInvalid.
 func (tx *Tx) NoteAhead(a Ahead) error {
 	if len(a.DER) > maxAheadDER {
 		return fmt.Errorf("certificate of %d bytes: %w", len(a.DER), ErrInvalid)
 	}
-	if err := tx.deviceKnown(a.Device); err != nil {
+	err := tx.deviceKnown(a.Device)
+	if errors.Is(err, ErrNotFound) && a.Kind == AheadCertificate {
+		err = tx.roomForStranger(a.Device)
+	}
+	if err != nil {
 		return err
 	}
 	return tx.exec(`INSERT INTO ahead (device, kind, detail, der, at) VALUES (?, ?, ?, ?, ?)
 		ON CONFLICT (device, kind) DO UPDATE SET detail = excluded.detail, der = excluded.der, at = excluded.at`,
 		int64(a.Device), string(a.Kind), a.Detail, a.DER, ms(a.At))
+}
+
+func (tx *Tx) roomForStranger(id identity.ID) error {
+	var n int
+	err := tx.row(`SELECT COUNT(*) FROM ahead WHERE device <> ? AND device NOT IN (SELECT id FROM devices)`, []any{int64(id)}, &n)
+	if err == nil && n >= maxStrangers {
+		err = fmt.Errorf("%d devices that are not in the registry are noted already: %w", n, ErrInvalid)
+	}
+	return err
 }
 
 // noteIfRestored is NoteAhead in a registry that was restored; in any other what a
@@ -105,7 +123,7 @@ func (tx *Tx) caughtUp(id identity.ID, kind AheadKind, detail string) error {
 }
 
 // Of a device that is barred nobody needs to know.
-const aheadQuery = `SELECT a.device, a.kind, a.detail, a.der, a.at FROM ahead a JOIN devices d ON d.id = a.device WHERE d.state = 'active'`
+const aheadQuery = `SELECT a.device, a.kind, a.detail, a.der, a.at FROM ahead a LEFT JOIN devices d ON d.id = a.device WHERE COALESCE(d.state, 'active') = 'active'`
 
 // Ahead lists what devices know and this registry does not, by device, after id
 // (0: from the first).
@@ -120,7 +138,7 @@ func (r *Registry) AheadOf(ctx context.Context, id identity.ID) ([]Ahead, error)
 
 // AheadCount is the number of devices that know more.
 func (r *Registry) AheadCount(ctx context.Context) (n int, err error) {
-	err = r.read.QueryRowContext(ctx, `SELECT COUNT(DISTINCT a.device) FROM ahead a JOIN devices d ON d.id = a.device WHERE d.state = 'active'`).Scan(&n)
+	err = r.read.QueryRowContext(ctx, `SELECT COUNT(DISTINCT a.device) FROM ahead a LEFT JOIN devices d ON d.id = a.device WHERE COALESCE(d.state, 'active') = 'active'`).Scan(&n)
 	return n, err
 }
 

@@ -116,6 +116,8 @@ func (b *backend) handler() http.Handler {
 		"POST /v1/enroll":                             b.enrollMany,
 		"POST /v1/devices/{id}/revoke":                b.revoke,
 		"POST /v1/devices/{id}/tag":                   b.tag,
+		"GET /v1/ahead":                               b.ahead,
+		"POST /v1/devices/{id}/adopt":                 b.adopt,
 		"GET /v1/services":                            b.services,
 		"POST /v1/services":                           b.addService,
 		"POST /v1/services/{name}/certificate":        b.serviceCertificate,

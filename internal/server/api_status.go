@@ -31,6 +31,10 @@ func (b *backend) status(r *http.Request) (any, error) {
 	if out.Devices, out.Services, err = countsOf(ctx, b.reg); err != nil {
 		return nil, err
 	}
+	out.BackupOf, out.Restored = admin.UTC(m.BackupOf), admin.UTC(m.Restored)
+	if out.Ahead, err = b.reg.AheadCount(ctx); err != nil {
+		return nil, err
+	}
 	requests, err := b.reg.Requests(ctx, registry.RequestPending, maxPage)
 	if err != nil {
 		return nil, err

@@ -186,7 +186,7 @@ func (r *restoring) makeRoom(dir string) error {
 		return err
 	}
 	server := filepath.Join(r.tmp, "server")
-	if err := os.Mkdir(server, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(server, "requests"), 0o700); err != nil {
 		return err
 	}
 	r.lock, err = durable.Lock(filepath.Join(server, "lock"))

@@ -310,6 +310,7 @@ func (s *Server) openBroker(ctx context.Context) error {
 	s.br, err = broker.New(ctx, broker.Config{
 		Log: s.mlog, Store: s.reg, Limits: brokerLimits(s.layout.Config), Suites: s.layout.Config.TLS.SuiteIDs(),
 		Logger: s.log, Leaf: s.leaves.pick, Explain: s.explain,
+		Vouched: s.vouched(), Proven: s.proven,
 		Uplink: s.up.take, UplinkFloor: s.up.floor, Presence: s.seen.told,
 		Subscribed: func(id identity.ID, filter string) { s.work.do(func() { s.down.subscribed(id, filter) }) },
 	})

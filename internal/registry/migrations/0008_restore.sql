@@ -4,9 +4,10 @@ ALTER TABLE meta ADD COLUMN restored    BIGINT  NOT NULL DEFAULT 0; -- when it w
 ALTER TABLE meta ADD COLUMN restore_due INTEGER NOT NULL DEFAULT 0; -- 1: the next start begins a new epoch
 ALTER TABLE meta ADD COLUMN requeue     BIGINT  NOT NULL DEFAULT 0; -- first frame whose queue messages may be missing; 0 = none are
 
--- Devices that know more than this registry: one row for each and kind.
+-- Devices that know more than this registry, or are not in it: one row for each
+-- and kind.
 CREATE TABLE ahead (
-  device INTEGER NOT NULL REFERENCES devices (id),
+  device INTEGER NOT NULL,
   kind   TEXT    NOT NULL CHECK (kind IN ('certificate','command','config','anchors')),
   detail TEXT    NOT NULL, -- fingerprint in hex, command id, version, sequence
   der    BLOB,             -- of a certificate
