@@ -105,14 +105,30 @@ func TestPieces(t *testing.T) {
 	}
 }
 
-// Two pieces that change places are refused though both are genuine.
+// Two pieces that change places are refused though both are genuine, and so is a
+// last one that is left out.
 func TestPiecesChangePlaces(t *testing.T) {
-	data := sample(t, "p")
+	var out bytes.Buffer
+	s, err := encrypt(&out, []byte("p"), scryptMinLogN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Write(make([]byte, 3*pieceSize)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
 	const piece = pieceSize + 16
-	a, b := data[sealedHead:sealedHead+piece], data[sealedHead+piece:sealedHead+2*piece]
-	swapped := bytes.Join([][]byte{data[:sealedHead], b, a, data[sealedHead+2*piece:]}, nil)
-	if _, err := readAll(swapped, "p"); err == nil {
-		t.Error("pieces in another order are taken")
+	data := out.Bytes()
+	head, a, b, c := data[:sealedHead], data[sealedHead:sealedHead+piece], data[sealedHead+piece:sealedHead+2*piece], data[sealedHead+2*piece:]
+	if _, err := openPieces(data); err != nil {
+		t.Fatal(err)
+	}
+	for name, parts := range map[string][][]byte{"another order": {head, b, a, c}, "one left out": {head, a, c}, "one twice": {head, a, a, b, c}, "no last one": {head, a, b}} {
+		if _, err := openPieces(bytes.Join(parts, nil)); err == nil {
+			t.Errorf("pieces are taken with %s", name)
+		}
 	}
 }
 

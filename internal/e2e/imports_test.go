@@ -45,6 +45,7 @@ func TestImports(t *testing.T) {
 		"internal/command":  leaves + "internal/message internal/registry",
 		"internal/fleet":    leaves + "internal/config internal/pki",
 		"internal/admin":    leaves,
+		"internal/backup":   "",
 		"device":            leaves + "internal/message",
 	} {
 		ours, _ := imports(t, "hawser/"+pkg, "-deps")
