@@ -1,7 +1,9 @@
 package msglog
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -213,5 +215,78 @@ func TestDropWaitsForTheCopy(t *testing.T) {
 	}
 	if n := len(queueOf(t, l, device(1).Name)); n != 0 {
 		t.Errorf("%d messages are left", n)
+	}
+}
+
+// An outside cluster: copied while it is written to, and restored where none of the
+// streams is; where one is, nothing is done.
+func TestBackupOfACluster(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, false)
+	cfg := c.config(t)
+	createSoon(t, cfg)
+	l := open(t, cfg, State{}, queueAll())
+	w := startWriters(t, l, 200)
+	before := w.wait(300)
+	known := l.State()
+	data := map[string][]byte{}
+	spool, err := os.Create(filepath.Join(t.TempDir(), "spool"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer spool.Close()
+	requeue, err := l.Backup(t.Context(), spool, func(name string, r io.Reader) (err error) {
+		data[name], err = io.ReadAll(r)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.end()
+	shut(t, l)
+	restore := func() error {
+		list := BackupStreams()
+		return Restore(t.Context(), cfg, func() (string, io.Reader, error) {
+			if len(list) == 0 {
+				return "", nil, io.EOF
+			}
+			name := list[0]
+			list = list[1:]
+			return name, bytes.NewReader(data[name]), nil
+		})
+	}
+	if err := restore(); !errors.Is(err, ErrExists) {
+		t.Fatalf("a restore over streams: %v", err)
+	}
+	s := &store{cfg: &cfg, logger: &natsLogger{log: cfg.Logger}}
+	if err := cfg.setDefaults(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.connect(); err != nil {
+		t.Fatal(err)
+	}
+	n := namesOf(cfg.Fleet)
+	s.removeStreams(t.Context(), append(n.streams(), n.lease))
+	s.close()
+	good := data[shortLog]
+	data[shortLog] = good[:len(good)-10]
+	if err := restore(); err == nil || errors.Is(err, ErrExists) {
+		t.Fatalf("a stream that was cut off: %v", err)
+	}
+	data[shortLog] = good
+	if err := restore(); err != nil {
+		t.Fatalf("after a restore that failed: %v", err)
+	}
+	cfg.Requeue = requeue
+	again := open(t, cfg, known, queueAll())
+	log := map[string][]string{}
+	for _, r := range readAll(t, again, 0) {
+		log[r.From.Name] = append(log[r.From.Name], string(r.Payload))
+	}
+	for name, n := range before {
+		containsInOrder(t, "log of "+name, log[name], w.acked[name][:n])
+		if got := strings.Join(queueOf(t, again, name), " "); got != strings.Join(log[name], " ") {
+			t.Errorf("queue of %s is not what the log holds", name)
+		}
 	}
 }
