@@ -110,6 +110,39 @@ func TestBackupHoldsNoCAKey(t *testing.T) {
 	}
 }
 
+// stuck is a client that stops reading in the middle.
+type stuck struct{ reached, on chan struct{} }
+
+func (s *stuck) Write(b []byte) (int, error) {
+	select {
+	case s.reached <- struct{}{}:
+	default:
+	}
+	<-s.on
+	return len(b), nil
+}
+
+// Somebody who does not take his backup holds up neither another change, nor the
+// end of the server; and a second backup at the same time is refused.
+func TestBackupThatNobodyTakes(t *testing.T) {
+	r := serve(t, makeFleet(t))
+	r.ok(os.WriteFile(filepath.Join(r.dir, "server", "requests", "big"), make([]byte, 8<<20), 0o600))
+	s := &stuck{make(chan struct{}, 1), make(chan struct{})}
+	ended := make(chan error, 1)
+	go func() { ended <- r.api.Backup(t.Context(), s) }()
+	<-s.reached
+	if err := r.api.Backup(t.Context(), io.Discard); !admin.IsKind(err, admin.Conflict) {
+		t.Errorf("a second backup: %v", err)
+	}
+	_, _, cert := r.device("ABCD1234")
+	r.connect(cert, "ABCD1234").publish("private/ABCD1234/u/x", "stored all the same")
+	r.stop()
+	close(s.on)
+	if err := <-ended; err == nil {
+		t.Error("half a backup was taken for a whole one")
+	}
+}
+
 // unit is a device of the device kit until the end of the test or stop.
 type unit struct {
 	dev  *device.Device
@@ -197,8 +230,15 @@ func TestNoCommandRunsTwiceAfterARestore(t *testing.T) {
 	n := r.restored(data)
 	k3 := n.unit(files)
 	n.outcome(open, "unknown")
+	command := fmt.Sprint("ABCD1234 true command ", open.CID)
+	if list := n.aheadNow(); !slices.Contains(list, command) {
+		t.Errorf("ahead are %q, without the command", list)
+	}
 	fresh := n.send(id, "fresh")
 	n.outcome(fresh, "answered")
+	if list := n.aheadNow(); slices.Contains(list, command) {
+		t.Errorf("ahead are %q, though a later command is answered", list)
+	}
 	again, err := n.api.SetConfig(t.Context(), id, []byte(`{"n":9}`))
 	n.ok(err)
 	if again.Version <= set.Version {
@@ -289,16 +329,17 @@ func TestCertificateNewerThanTheBackup(t *testing.T) {
 // ahead waits for exactly this list.
 func (r *rig) ahead(want ...string) {
 	r.t.Helper()
-	var have []string
-	until(r.t, fmt.Sprintf("ahead: %v", want), func() bool {
-		list, err := r.api.Ahead(r.t.Context(), 0)
-		r.ok(err)
-		have = nil
-		for _, a := range list {
-			have = append(have, fmt.Sprint(a.Device, a.Known, " ", a.What, " ", a.Detail))
-		}
-		return slices.Equal(have, want)
-	})
+	until(r.t, fmt.Sprintf("ahead: %v", want), func() bool { return slices.Equal(r.aheadNow(), want) })
+}
+
+func (r *rig) aheadNow() (have []string) {
+	r.t.Helper()
+	list, err := r.api.Ahead(r.t.Context(), 0)
+	r.ok(err)
+	for _, a := range list {
+		have = append(have, fmt.Sprint(a.Device, a.Known, " ", a.What, " ", a.Detail))
+	}
+	return have
 }
 
 // settled returns when what the broker told the server before is worked off.
