@@ -136,20 +136,7 @@ func TestBackupDrill(t *testing.T) {
 	}
 	s = n.serve()
 	s.logged("restored from a backup")
-	c, ack, err := dial(s.addr, credentials(t, files[away]), &mqtt.Connect{Version: mqtt.V311, ClientID: away})
-	if err != nil || !ack.present {
-		t.Fatalf("the session is gone: %+v, %v", ack, err)
-	}
-	defer c.conn.Close()
-	for i, want := range have[down] { // the queue is what the log says, in order
-		got, err := c.next()
-		if err != nil || got.Type != mqtt.PUBLISH || string(got.pub.Payload) != want {
-			t.Fatalf("message %d of the queue is %q, not %q: %v", i, got.pub.Payload, want, err)
-		}
-		if err := c.write((&mqtt.Ack{Type: mqtt.PUBACK, PacketID: got.id}).Append(nil, mqtt.V311)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	checkQueue(t, s, files[away], away, have[down])
 	b := mustDial(t, s, backend, "three")
 	subscribe(t, b, "site/n")
 	list := have["site/n"]
@@ -170,6 +157,26 @@ func TestBackupDrill(t *testing.T) {
 	s = n.serve() // a later start is like any other
 	if text := s.log.String(); strings.Contains(text, "restored from a backup") {
 		t.Errorf("the second start begins a new epoch again:\n%s", text)
+	}
+}
+
+// checkQueue comes back to a session and takes its queue, which must be what the
+// log holds, in order.
+func checkQueue(t *testing.T, s *server, files, id string, want []string) {
+	t.Helper()
+	c, ack, err := dial(s.addr, credentials(t, files), &mqtt.Connect{Version: mqtt.V311, ClientID: id})
+	if err != nil || !ack.present {
+		t.Fatalf("the session is gone: %+v, %v", ack, err)
+	}
+	defer c.conn.Close()
+	for i, want := range want {
+		got, err := c.next()
+		if err != nil || got.Type != mqtt.PUBLISH || string(got.pub.Payload) != want {
+			t.Fatalf("message %d of the queue is %q, not %q: %v", i, got.pub.Payload, want, err)
+		}
+		if err := c.write((&mqtt.Ack{Type: mqtt.PUBACK, PacketID: got.id}).Append(nil, mqtt.V311)); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
