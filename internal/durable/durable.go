@@ -51,10 +51,24 @@ func CreateStream(path string, perm os.FileMode, fill func(f *os.File) error) er
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if err := os.Link(f.Name(), path); err != nil {
+	if err := nameNew(f.Name(), path); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return SyncDir(filepath.Dir(path))
+}
+
+// nameNew gives tmp the name path, which must be free. On a file system without
+// hard links (a memory stick, some network drives) two processes that try at the
+// same moment are not told apart.
+func nameNew(tmp, path string) error {
+	err := os.Link(tmp, path)
+	if !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.ENOTSUP) && !errors.Is(err, syscall.ENOSYS) {
+		return err
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(err, fs.ErrExist)
+	}
+	return os.Rename(tmp, path)
 }
 
 func write(path string, data []byte, perm os.FileMode, place func(tmp, path string) error) error {
