@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -42,11 +43,13 @@ func childWrite(path string) {
 }
 
 func childLock(path string) {
-	if _, err := Lock(path); err != nil {
+	l, err := Lock(path)
+	if err != nil {
 		os.Exit(1)
 	}
 	os.Stdout.WriteString("locked\n")
-	select {}
+	<-make(chan struct{})
+	runtime.KeepAlive(l) // else the collector closes it
 }
 
 // childFull runs out of room in the middle of the data: the limit on the file size stands
