@@ -290,3 +290,36 @@ func TestBackupOfACluster(t *testing.T) {
 		}
 	}
 }
+
+// Retention rests while the log is copied: the copy begins where the registry, which
+// was copied before, says that it begins.
+func TestRetentionRestsDuringABackup(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	cfg.RetainEvery = time.Hour
+	create(t, cfg)
+	l := open(t, cfg, State{}, Hooks{})
+	f := newFates()
+	for i := range 30 {
+		if err := l.Append(publish(device(1), "a", fmt.Sprint(i), f)); err != nil {
+			t.Fatal(err)
+		}
+		f.wait(i + 1)
+	}
+	l.keep.wantLog.Store(20)
+	l.keep.savedLog.Store(20)
+	dir := filepath.Join(t.TempDir(), "log")
+	backUp(t, l, dir, func() {
+		if err := l.retain(t.Context()); err != nil || l.First().Frame() != 1 {
+			t.Errorf("during the copy retention went up to frame %d: %v", l.First().Frame(), err)
+		}
+	})
+	if err := l.retain(t.Context()); err != nil || l.First().Frame() != 20 {
+		t.Errorf("after the copy retention went up to frame %d: %v", l.First().Frame(), err)
+	}
+	cfg.Dir = dir
+	again := open(t, cfg, State{}, Hooks{})
+	if n := len(readAll(t, again, 0)); n != 30 || again.First().Frame() != 1 {
+		t.Errorf("%d records from frame %d are restored", n, again.First().Frame())
+	}
+}
