@@ -48,7 +48,7 @@ func (a *app) showStatus(s *admin.Status) {
 		a.fields("restored", fmt.Sprintf("%s, from a backup of %s", stamp(s.Restored), stamp(s.BackupOf)))
 	}
 	if s.Ahead > 0 {
-		a.fields("ahead", fmt.Sprintf("%d devices know more than the registry: hawser device list --ahead", s.Ahead))
+		a.fields("ahead", aheadText(s))
 	}
 	if v := s.Server; v != nil {
 		a.showServer(v)
@@ -58,6 +58,18 @@ func (a *app) showStatus(s *admin.Status) {
 	for _, c := range s.Certificates {
 		a.fields("certificate", fmt.Sprintf("%s %s until %s%s", c.Kind, c.Owner, stamp(c.NotAfter), endsSoon(c.NotAfter)))
 	}
+}
+
+// aheadText names the devices that know more than the registry.
+func aheadText(s *admin.Status) string {
+	text := fmt.Sprintf("%d know more than the registry:", s.Ahead)
+	for _, id := range s.AheadDevices {
+		text += " " + id.String()
+	}
+	if s.Ahead > len(s.AheadDevices) {
+		text += " ..."
+	}
+	return text + "; hawser device list --ahead"
 }
 
 // deviceCounts tells how many devices are in which state.

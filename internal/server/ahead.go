@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"hawser/internal/admin"
@@ -96,6 +97,23 @@ func (s *Server) proven(der []byte) {
 		}
 		s.log.Warn("a device has a certificate that the restored registry does not know", "device", id, "sha256", a.Detail)
 	})
+}
+
+// maxGlance is how many devices status names.
+const maxGlance = 10
+
+// aheadAtAGlance counts the devices that know more and names the first of them.
+func (b *backend) aheadAtAGlance(ctx context.Context) (n int, first []identity.ID, err error) {
+	if n, err = b.reg.AheadCount(ctx); n == 0 || err != nil {
+		return n, nil, err
+	}
+	list, err := b.reg.Ahead(ctx, 0, 4*maxGlance) // at most four rows each
+	for _, a := range list {
+		if len(first) < maxGlance && !slices.Contains(first, a.Device) {
+			first = append(first, a.Device)
+		}
+	}
+	return n, first, err
 }
 
 func (b *backend) ahead(r *http.Request) (any, error) {

@@ -32,7 +32,7 @@ func (b *backend) status(r *http.Request) (any, error) {
 		return nil, err
 	}
 	out.BackupOf, out.Restored = admin.UTC(m.BackupOf), admin.UTC(m.Restored)
-	if out.Ahead, err = b.reg.AheadCount(ctx); err != nil {
+	if out.Ahead, out.AheadDevices, err = b.aheadAtAGlance(ctx); err != nil {
 		return nil, err
 	}
 	requests, err := b.reg.Requests(ctx, registry.RequestPending, maxPage)

@@ -311,6 +311,9 @@ func TestCertificateNewerThanTheBackup(t *testing.T) {
 	}
 	n.ahead("ABCD1234 true certificate "+fmt.Sprintf("%x", pki.Fingerprint(cert.Raw)),
 		"ABCD1235 false certificate "+fmt.Sprintf("%x", pki.Fingerprint(otherCert.Raw)))
+	if s, err := n.api.Status(t.Context()); err != nil || s.Ahead != 2 || !slices.Equal(s.AheadDevices, []identity.ID{id, id + 1}) {
+		t.Errorf("status names %d devices, %v: %v", s.Ahead, s.AheadDevices, err)
+	}
 	if _, err := n.api.Adopt(t.Context(), id+1); !admin.IsKind(err, admin.NotFound) {
 		t.Errorf("a device that is not known was adopted: %v", err)
 	}
