@@ -18,6 +18,8 @@ func (a *app) commands() []*cobra.Command {
 		a.demoCommand(),
 		a.simCommand(),
 		a.auditCommand(),
+		a.backupCommand(),
+		a.restoreCommand(),
 		exitCodes(),
 	}
 }

@@ -17,18 +17,19 @@ func (a *app) deviceCommand() *cobra.Command {
 	return group("device", "enrol, list and revoke devices", `device holds what is done with devices: each has an id of eight upper-case hex
 digits, which is its name in its certificate, its MQTT client id and its part of
 every topic: private/<id>/...`,
-		a.deviceAdd(), a.deviceEnroll(), a.deviceList(), a.deviceShow(), a.deviceTag(),
+		a.deviceAdd(), a.deviceEnroll(), a.deviceList(), a.deviceShow(), a.deviceTag(), a.deviceAdopt(),
 		a.deviceRevoke(), a.deviceUnrevoke(), a.deviceRetire(), a.deviceQuarantine(), a.deviceRelease())
 }
 
 func (a *app) deviceList() *cobra.Command {
 	var f admin.DeviceFilter
-	var online, offline bool
+	var online, offline, ahead bool
 	var since, until string
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "list devices",
-		Long:  `list prints the devices of the fleet in the order of their ids. Filters add up.`,
+		Long: `list prints the devices of the fleet in the order of their ids. Filters add up. With
+--ahead it lists instead which devices know more than a registry that was restored.`,
 		Example: `  hawser device list
   hawser device list --status active --tag berlin --online
   hawser device list --station line1 --since 2026-11-24 --until 2026-11-25
@@ -36,6 +37,10 @@ func (a *app) deviceList() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
+			case ahead && (online || offline || f != admin.DeviceFilter{}):
+				return usagef(cmd, "--ahead goes with no other filter")
+			case ahead:
+				return a.with(cmd, a.listAhead)
 			case online && offline:
 				return usagef(cmd, "--online and --offline exclude each other")
 			case online || offline:
@@ -62,6 +67,7 @@ func (a *app) deviceList() *cobra.Command {
 	fl.StringVar(&f.Prefix, "prefix", "", "only ids that begin with these hex digits")
 	fl.BoolVar(&online, "online", false, "only devices that are connected; needs a running server")
 	fl.BoolVar(&offline, "offline", false, "only devices that are not; needs a running server")
+	fl.BoolVar(&ahead, "ahead", false, "what devices know and this restored fleet does not")
 	fl.IntVar(&f.Limit, "limit", 0, "at most so many")
 	return a.withJSON(cmd)
 }

@@ -39,19 +39,19 @@ func (a *app) showStatus(s *admin.Status) {
 	if s.Trial {
 		fleet += "  TRIAL: every key lies unencrypted beside the server"
 	}
-	var states []string
-	for _, state := range []string{"active", "revoked", "quarantined", "retired"} {
-		if n := s.Devices[state]; n > 0 || state == "active" {
-			states = append(states, fmt.Sprintf("%d %s", n, state))
-		}
-	}
-	a.fields("fleet", fleet, "domains", strings.Join(s.Domains, " "), "devices", strings.Join(states, ", "),
+	a.fields("fleet", fleet, "domains", strings.Join(s.Domains, " "), "devices", deviceCounts(s.Devices),
 		"services", fmt.Sprint(s.Services))
 	if s.Clones > 0 {
 		a.fields("TWO HOLDERS", "of "+countText(s.Clones, "device")+": hawser audit list --action device.clone")
 	}
 	if s.Pending > 0 {
 		a.fields("requests", fmt.Sprintf("%d wait for the safe", s.Pending))
+	}
+	if !s.Restored.IsZero() {
+		a.fields("restored", fmt.Sprintf("%s, from a backup of %s", stamp(s.Restored), stamp(s.BackupOf)))
+	}
+	if s.Ahead > 0 {
+		a.fields("ahead", aheadText(s))
 	}
 	if v := s.Server; v != nil {
 		a.showServer(v)
@@ -61,6 +61,29 @@ func (a *app) showStatus(s *admin.Status) {
 	for _, c := range s.Certificates {
 		a.fields("certificate", fmt.Sprintf("%s %s until %s%s", c.Kind, c.Owner, stamp(c.NotAfter), endsSoon(c.NotAfter)))
 	}
+}
+
+// aheadText names the devices that know more than the registry.
+func aheadText(s *admin.Status) string {
+	text := fmt.Sprintf("%d know more than the registry:", s.Ahead)
+	for _, id := range s.AheadDevices {
+		text += " " + id.String()
+	}
+	if s.Ahead > len(s.AheadDevices) {
+		text += " ..."
+	}
+	return text + "; hawser device list --ahead"
+}
+
+// deviceCounts tells how many devices are in which state.
+func deviceCounts(devices map[string]int) string {
+	var states []string
+	for _, state := range []string{"active", "revoked", "quarantined", "retired"} {
+		if n := devices[state]; n > 0 || state == "active" {
+			states = append(states, fmt.Sprintf("%d %s", n, state))
+		}
+	}
+	return strings.Join(states, ", ")
 }
 
 func (a *app) showServer(v *admin.ServerStatus) {

@@ -62,6 +62,15 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, in
 
 // open gives the body of a good answer.
 func (c *Client) open(ctx context.Context, method, path string, q url.Values, in any) (io.ReadCloser, error) {
+	resp, err := c.do(ctx, method, path, q, in)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+// do gives a good answer.
+func (c *Client) do(ctx context.Context, method, path string, q url.Values, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		text, err := json.Marshal(in)
@@ -80,7 +89,7 @@ func (c *Client) open(ctx context.Context, method, path string, q url.Values, in
 		return nil, fmt.Errorf("ask the server: %w", err)
 	}
 	if resp.StatusCode/100 == 2 {
-		return resp.Body, nil
+		return resp, nil
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxError))

@@ -274,17 +274,22 @@ type AuditEntry struct {
 
 // Status is the fleet at a glance. What only a running server knows is in Server.
 type Status struct {
-	Fleet        string         `json:"fleet"`
-	Trial        bool           `json:"trial"`
-	Domains      []string       `json:"domains"`
-	Devices      map[string]int `json:"devices"` // by state
-	Services     int            `json:"services"`
-	Clones       int            `json:"clones,omitempty"` // devices of which two were seen
-	Pending      int            `json:"pending_requests"`
-	Epoch        uint32         `json:"epoch"`
-	Starts       uint64         `json:"starts,string"`
-	Certificates []Expiry       `json:"certificates"` // the broker's, and others that end within 30 days
-	Server       *ServerStatus  `json:"server,omitempty"`
+	Fleet    string         `json:"fleet"`
+	Trial    bool           `json:"trial"`
+	Domains  []string       `json:"domains"`
+	Devices  map[string]int `json:"devices"` // by state
+	Services int            `json:"services"`
+	Clones   int            `json:"clones,omitempty"` // devices of which two were seen
+	Pending  int            `json:"pending_requests"`
+	Epoch    uint32         `json:"epoch"`
+	Starts   uint64         `json:"starts,string"`
+	BackupOf time.Time      `json:"backup_of,omitzero"` // when the backup was taken that this fleet was restored from
+	Restored time.Time      `json:"restored,omitzero"`  // when it was
+	Ahead    int            `json:"ahead"`              // devices that know more than the registry
+
+	AheadDevices []identity.ID `json:"ahead_devices,omitempty"` // the first of them
+	Certificates []Expiry      `json:"certificates"`            // the broker's, and others that end within 30 days
+	Server       *ServerStatus `json:"server,omitempty"`
 }
 
 // Expiry tells when a certificate ends.

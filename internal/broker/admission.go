@@ -47,6 +47,9 @@ func (b *Broker) tlsConfig() *tls.Config {
 				return errNoClient
 			}
 			_, err := b.dir.lookup(Fingerprint(raw[0]), time.Now())
+			if errors.Is(err, ErrNotPinned) && b.cfg.Vouched != nil && b.cfg.Vouched(raw[0]) {
+				return nil // handshake refuses it, once it is proven
+			}
 			return err
 		},
 	}
@@ -159,8 +162,12 @@ func (b *Broker) handshake(raw net.Conn) (*tls.Conn, *member, error) {
 		return nil, nil, fmt.Errorf("%w: %s was chosen", errSuite, tls.CipherSuiteName(state.CipherSuite))
 	}
 	// Asked again: only now has the client proved that the certificate is its own.
-	who, err := b.dir.lookup(Fingerprint(state.PeerCertificates[0].Raw), time.Now())
+	leaf := state.PeerCertificates[0].Raw
+	who, err := b.dir.lookup(Fingerprint(leaf), time.Now())
 	if err != nil {
+		if errors.Is(err, ErrNotPinned) && b.cfg.Proven != nil {
+			b.cfg.Proven(leaf)
+		}
 		return nil, nil, err
 	}
 	g.budget = -1

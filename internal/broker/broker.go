@@ -54,6 +54,15 @@ type Config struct {
 	// log only. May be nil.
 	Explain func(fingerprint [32]byte) string
 
+	// Vouched says of a certificate that is not active whether a CA of this fleet
+	// gave it to a device that is known by the same key, or not known at all. The
+	// handshake of such a one goes on, so that its holder proves the key; then Proven
+	// is told, and the connection ends without a CONNACK like any that is refused.
+	// Vouched is called before that proof: it only looks. Proven must not block. Both
+	// may be nil.
+	Vouched func(der []byte) bool
+	Proven  func(der []byte)
+
 	// Uplink is told each committed message that a device published on one of the
 	// topics that are Hawser's own (u/hello, u/cmd, u/cfg, u/pki), in log order, also
 	// when the log is replayed at start. It must not block, and may keep nothing
@@ -126,6 +135,8 @@ type Broker struct {
 	tree      tree                             // guarded by mu
 	retained  retainedStore                    // guarded by mu
 	raw       map[net.Conn]bool                // not admitted yet; guarded by mu
+
+	saving sync.Mutex // held while a checkpoint is written, and while none may be
 
 	// Owned by the log's committer.
 	hits  []hit
@@ -429,6 +440,8 @@ func (b *Broker) Close(ctx context.Context) error {
 	}
 	b.cancel()
 	b.tasks.Wait()
+	b.saving.Lock()
+	defer b.saving.Unlock()
 	return b.checkpoint()
 }
 

@@ -46,6 +46,7 @@ func TestImports(t *testing.T) {
 		"internal/fleet":    leaves + "internal/config internal/factory internal/pki",
 		"internal/factory":  leaves + "internal/pki",
 		"internal/admin":    leaves,
+		"internal/backup":   "",
 		"device":            leaves + "internal/message",
 
 		"internal/factory/probe": leaves,

@@ -17,6 +17,8 @@ import (
 type queues struct {
 	write sync.Mutex // held while something is written to Q: sequences are predicted
 
+	removing sync.RWMutex // held to read while something is removed from Q, to write while Backup copies it; taken before write
+
 	mu     sync.Mutex
 	byName map[string]*queue // guarded by mu; queues that hold something
 	last   uint64            // guarded by mu; last sequence of Q
@@ -211,24 +213,47 @@ func (c *committer) putQueue(expect uint64, msgs []outMsg) error {
 }
 
 // finishLast writes queue messages that the last frame lacks because the
-// server died in between. Earlier frames lack none: they come one at a time.
+// server died in between. Earlier frames lack none, since they come one at a time,
+// but in a log that was restored: its Q was copied before its frames.
 func (c *committer) finishLast(ctx context.Context) error {
 	l := c.l
 	last := l.End().Frame() - 1
-	if last == 0 || last <= l.queues.done {
+	from := last
+	if r := l.cfg.Requeue; r > 0 {
+		from = min(max(r, l.First().Frame()), last)
+	}
+	if l.hooks.Plan == nil {
 		return nil
 	}
-	data := l.ring.get(last)
-	if data == nil || l.hooks.Plan == nil {
-		return nil
+	for n := max(from, l.queues.done+1, 1); n <= last; n++ {
+		if err := c.finishFrame(ctx, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finishFrame writes the queue messages that one frame lacks.
+func (c *committer) finishFrame(ctx context.Context, number uint64) error {
+	l := c.l
+	data := l.ring.get(number)
+	if data == nil {
+		m, ok, err := l.store.bySeq(ctx, l.names.log, number)
+		if err == nil && !ok {
+			err = l.damaged(l.names.log, number, fmt.Errorf("frame %d is missing", number))
+		}
+		if err != nil {
+			return err
+		}
+		data = m.data
 	}
 	if err := c.decode(data); err != nil {
-		return l.damaged(l.names.log, last, err)
+		return l.damaged(l.names.log, number, err)
 	}
 	c.planQueues()
-	c.plan.drop(func(name string) bool { return l.queues.holds(name, last) })
-	if err := c.writeQueues(&frame{number: last, data: data}); err != nil {
-		return fmt.Errorf("queue messages of frame %d: %w", last, err)
+	c.plan.drop(func(name string) bool { return l.queues.holds(name, number) })
+	if err := c.writeQueues(&frame{number: number, data: data}); err != nil {
+		return fmt.Errorf("queue messages of frame %d: %w", number, err)
 	}
 	return nil
 }
@@ -382,6 +407,8 @@ func (l *Log) QueueDrop(name string) (records int, err error) {
 // queuePurge removes the messages of a queue up to a sequence.
 func (l *Log) queuePurge(ctx context.Context, name string, upTo uint64) error {
 	q := &l.queues
+	q.removing.RLock()
+	defer q.removing.RUnlock()
 	if upTo >= q.lastSeq() {
 		if err := l.writeMark(ctx); err != nil {
 			return err
@@ -426,6 +453,10 @@ func (l *Log) writeMark(ctx context.Context) error {
 		return err
 	}
 	q.setLast(seq)
+	if !q.removing.TryRLock() {
+		return nil // the mark before it goes with the next one
+	}
+	defer q.removing.RUnlock()
 	return l.store.purge(ctx, l.names.queue, l.names.mark, seq)
 }
 
@@ -467,6 +498,8 @@ func (q *queues) purgeLoop(ctx context.Context, l *Log) {
 // does, a mark takes the place of Q's last message.
 func (l *Log) purgeFront(ctx context.Context) error {
 	q := &l.queues
+	q.removing.RLock()
+	defer q.removing.RUnlock()
 	if q.wasteLeft() == 0 {
 		return nil
 	}

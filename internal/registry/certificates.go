@@ -46,6 +46,9 @@ func (tx *Tx) addCertificate(actor string, c Certificate, makeRoom func(Certific
 		if err := tx.exec(`UPDATE devices SET enrolled = ? WHERE id = ? AND enrolled = 0`, ms(tx.now), int64(id)); err != nil {
 			return err
 		}
+		if err := tx.caughtUp(id, AheadCertificate, fmt.Sprintf("%x", c.Fingerprint)); err != nil {
+			return err
+		}
 	}
 	tx.tell(Change{Kind: CertificateAdded, Principal: c.Principal,
 		Active: ActiveCertificate{c.Fingerprint, c.Principal, c.Generation, c.NotBefore, c.NotAfter}})

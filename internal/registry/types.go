@@ -14,6 +14,11 @@ type Meta struct {
 	Start      uint64    // number of the last start of the server; 0 = never
 	Started    time.Time // when that was
 	Checkpoint uint64    // log position up to which everything derived from the log is persisted
+
+	BackupOf   time.Time // when the backup was taken that this registry comes from; zero: none
+	Restored   time.Time // when it was restored
+	RestoreDue bool      // restored and not started since: the next start begins a new epoch
+	Requeue    uint64    // frame, see msglog.Config.Requeue; 0 = none
 }
 
 // DeviceState says whether a device may connect.

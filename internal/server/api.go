@@ -37,6 +37,9 @@ type backend struct {
 	reg    *registry.Registry
 	srv    *Server // nil: no server runs
 
+	version string     // for backups
+	copying sync.Mutex // held while a backup is taken
+
 	mu       sync.Mutex
 	log      *msglog.Log               // mu; opened when first needed, without a server
 	reserved map[identity.ID]time.Time // mu; ids handed out, and until when
@@ -45,7 +48,7 @@ type backend struct {
 func newBackend(l *fleet.Layout, r *registry.Registry, s *Server) *backend {
 	b := &backend{layout: l, reg: r, srv: s, reserved: map[identity.ID]time.Time{}}
 	if s != nil {
-		b.log = s.mlog
+		b.log, b.version = s.mlog, s.cfg.Version
 	}
 	return b
 }
@@ -119,6 +122,8 @@ func (b *backend) handler() http.Handler {
 		"POST /v1/revoke":                             b.revokeMany,
 		"POST /v1/states":                             b.states,
 		"POST /v1/devices/{id}/tag":                   b.tag,
+		"GET /v1/ahead":                               b.ahead,
+		"POST /v1/devices/{id}/adopt":                 b.adopt,
 		"GET /v1/services":                            b.services,
 		"POST /v1/services":                           b.addService,
 		"POST /v1/services/{name}/certificate":        b.serviceCertificate,
@@ -151,6 +156,7 @@ func (b *backend) handler() http.Handler {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { answer(w, r, fn) })
 	}
 	mux.HandleFunc("GET /v1/tail", b.tail)
+	mux.HandleFunc("GET /v1/backup", b.backup)
 	return mux
 }
 

@@ -22,30 +22,21 @@ func timeOf(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
 func (b *backend) status(r *http.Request) (any, error) {
 	ctx := r.Context()
 	cfg := &b.layout.Config.Fleet
-	out := admin.Status{Fleet: cfg.ID.String(), Trial: cfg.Trial, Domains: cfg.Domains, Devices: map[string]int{}}
+	out := admin.Status{Fleet: cfg.ID.String(), Trial: cfg.Trial, Domains: cfg.Domains}
 	m, err := b.reg.Meta(ctx)
 	if err != nil {
 		return nil, err
 	}
 	out.Epoch, out.Starts = m.Epoch, m.Start
-	counts, err := b.reg.DeviceCounts(ctx)
-	if err != nil {
+	if out.Devices, out.Services, err = countsOf(ctx, b.reg); err != nil {
 		return nil, err
-	}
-	for state, n := range counts {
-		out.Devices[string(state)] = n
 	}
 	if out.Clones, err = b.reg.CloneCount(ctx); err != nil {
 		return nil, err
 	}
-	services, err := b.reg.Services(ctx)
-	if err != nil {
+	out.BackupOf, out.Restored = admin.UTC(m.BackupOf), admin.UTC(m.Restored)
+	if out.Ahead, out.AheadDevices, err = b.aheadAtAGlance(ctx); err != nil {
 		return nil, err
-	}
-	for _, s := range services {
-		if s.State == registry.ServiceActive {
-			out.Services++
-		}
 	}
 	requests, err := b.reg.Requests(ctx, registry.RequestPending, maxPage)
 	if err != nil {

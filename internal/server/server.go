@@ -277,6 +277,11 @@ func openLog(ctx context.Context, l *fleet.Layout, r *registry.Registry, log *sl
 	}
 	cfg := logConfig(l.Config, l.LogDir(), l.NATSCredentials())
 	cfg.Logger = log
+	meta, err := r.Meta(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Requeue = meta.Requeue
 	m, err := msglog.Open(ctx, cfg, broker.KnownState(known))
 	switch {
 	case errors.Is(err, msglog.ErrDamaged), errors.Is(err, fs.ErrNotExist):
@@ -322,6 +327,7 @@ func (s *Server) openBroker(ctx context.Context) error {
 		Log: s.mlog, Store: s.reg, Limits: brokerLimits(s.layout.Config), Suites: s.layout.Config.TLS.SuiteIDs(),
 		Logger: s.log, Leaf: s.leaves.pick, Explain: s.explain,
 		Admitted: s.admitted, Uplink: s.up.take, UplinkFloor: s.up.floor, Presence: s.seen.told, QueueDropped: s.queueDropped,
+		Vouched: s.vouched(), Proven: s.proven,
 		Subscribed: func(id identity.ID, filter string) { s.work.do(func() { s.down.subscribed(id, filter) }) },
 	})
 	if err != nil {
@@ -376,6 +382,9 @@ func (s *Server) startBroker(ctx context.Context) error {
 		return fmt.Errorf("start the broker: %w", err)
 	}
 	s.serving = true
+	if err := s.requeued(ctx); err != nil {
+		return err
+	}
 	wait, cancel := context.WithTimeout(ctx, drainFor)
 	defer cancel()
 	return s.announceStart(wait)
