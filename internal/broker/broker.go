@@ -22,6 +22,7 @@ package broker
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -54,7 +55,7 @@ type Config struct {
 	Explain func(fingerprint [32]byte) string
 
 	// Uplink is told each committed message that a device published on one of the
-	// topics that are Hawser's own (u/hello, u/cmd, u/cfg), in log order, also
+	// topics that are Hawser's own (u/hello, u/cmd, u/cfg, u/pki), in log order, also
 	// when the log is replayed at start. It must not block, and may keep nothing
 	// but copies. UplinkFloor is the position of the oldest of them that is not
 	// settled yet, 0 when all are. Both may be nil.
@@ -65,6 +66,12 @@ type Config struct {
 	// must not block. May be nil.
 	Subscribed func(id identity.ID, filter string)
 
+	// Admitted is told of each connection once its CONNACK is decided and before it
+	// is sent: who it is, the SHA-256 of the client's certificate, the address it
+	// comes from, and the certificate that the broker showed it. It must not block.
+	// May be nil.
+	Admitted func(who identity.Principal, fingerprint [32]byte, remote string, leaf *x509.Certificate)
+
 	// Presence is told who has come and gone. It must not block. May be nil.
 	Presence func(who identity.Principal, online bool)
 }
@@ -73,6 +80,18 @@ func (c *Config) presence(who identity.Principal, online bool) {
 	if c.Presence != nil {
 		c.Presence(who, online)
 	}
+}
+
+// admitted tells of a connection that is about to get its CONNACK.
+func (c *Config) admitted(who identity.Principal, t *tls.Conn) {
+	if c.Admitted == nil {
+		return
+	}
+	var leaf *x509.Certificate
+	if g, ok := t.NetConn().(*gate); ok {
+		leaf = g.leaf
+	}
+	c.Admitted(who, Fingerprint(t.ConnectionState().PeerCertificates[0].Raw), t.RemoteAddr().String(), leaf)
 }
 
 // Broker is a running broker.
@@ -360,6 +379,12 @@ func (b *Broker) close(who identity.Principal, f fate) {
 			s.c.end(f)
 		}
 	}
+}
+
+// Disconnect ends the live connections of a principal, which may come back at once if it
+// still may.
+func (b *Broker) Disconnect(who identity.Principal) {
+	b.close(who, fate{code: notAuthorized, err: errRevoked, will: true})
 }
 
 // Online reports whether a principal has a connection.
