@@ -104,14 +104,7 @@ func (a *app) simulate(ctx context.Context, c *admin.Client, o simOptions) error
 
 // simConfig says how devices of this machine reach the fleet's server.
 func (a *app) simConfig(ctx context.Context, c *admin.Client, l *fleet.Layout, members []*sim.Member) (sim.Config, error) {
-	cfg := sim.Config{Members: members, Class: "sim", Firmware: version}
-	text, err := l.DeviceRoots()
-	if err != nil {
-		return cfg, err
-	}
-	if cfg.Roots, err = device.ParseRoots(text); err != nil {
-		return cfg, fmt.Errorf("%s: %w", l.BrokerRootsPath(), err)
-	}
+	cfg := sim.Config{Members: members, Layout: l, Class: "sim", Firmware: version}
 	st, err := c.Status(ctx)
 	if err != nil {
 		return cfg, err
@@ -126,7 +119,7 @@ func (a *app) simConfig(ctx context.Context, c *admin.Client, l *fleet.Layout, m
 	if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	cfg.Server, cfg.Address = net.JoinHostPort(l.Config.Fleet.Domains[0], port), net.JoinHostPort(host, port)
+	cfg.Address = net.JoinHostPort(host, port)
 	return cfg, nil
 }
 
