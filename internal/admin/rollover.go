@@ -26,6 +26,7 @@ type Rollover struct {
 	Moving         time.Time        `json:"moving,omitzero"`
 	Ended          time.Time        `json:"ended,omitzero"`
 	By             string           `json:"by,omitempty"`
+	OldestAnchors  uint64           `json:"oldest_anchors,string"` // lowest set that a device uses
 	Devices        int              `json:"devices"`
 	Unsigned       int              `json:"unsigned"` // without a certificate of the new generation
 	Counts         map[string]int   `json:"counts"`   // old, offered, installed, proven, failed, absent

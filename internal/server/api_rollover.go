@@ -60,6 +60,9 @@ func (b *backend) rolloverOf(ctx context.Context, v registry.Rollover, names int
 		}
 		return nil
 	})
+	if err == nil {
+		out.OldestAnchors, err = b.reg.OldestAnchors(ctx)
+	}
 	if err == nil && v.ToGeneration != 0 {
 		out.Unsigned, err = b.reg.CountUnsigned(ctx, v.ToGeneration)
 	}

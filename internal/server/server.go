@@ -179,6 +179,10 @@ func (s *Server) openFiles(ctx context.Context) error {
 
 // checkCAKeys: with a CA key beside it, a stolen server would be a stolen CA.
 func (s *Server) checkCAKeys() error {
+	for _, named := range s.layout.TokensNamed() {
+		s.log.Warn("a file beside the server names a token with a CA key: a thief of both needs only its PIN",
+			"file", filepath.Join(s.layout.Dir, named))
+	}
 	keys := s.layout.CAKeysPresent()
 	if len(keys) == 0 {
 		return nil
