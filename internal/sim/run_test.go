@@ -25,11 +25,11 @@ type rig struct {
 	server *server.Server
 }
 
-func newRig(t testing.TB) *rig {
+func newRig(t testing.TB, more ...string) *rig {
 	t.Helper()
 	ctx := t.Context()
 	dir := filepath.Join(t.TempDir(), "fleet")
-	l, err := server.Create(ctx, fleet.InitOptions{Dir: dir, Domains: []string{"localhost"}, Trial: true}, "test", nil)
+	l, err := server.Create(ctx, fleet.InitOptions{Dir: dir, Domains: append([]string{"localhost"}, more...), Trial: true}, "test", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
