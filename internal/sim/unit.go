@@ -34,6 +34,7 @@ type Unit struct {
 	value   atomic.Uint64 // bits of the last one acknowledged
 	latency atomic.Int64  // nanoseconds of the last message
 	command atomic.Pointer[string]
+	trouble atomic.Pointer[string]
 }
 
 func newUnit(f *Fleet, m *Member, fault Fault) (*Unit, error) {
@@ -217,6 +218,7 @@ type View struct {
 	Value   float64 // the last one acknowledged
 	Command string  // name of the last one, "" if none came
 	Latency time.Duration
+	Trouble string // the last one, "" if there was none
 }
 
 // View is what the device has done so far.
@@ -226,10 +228,16 @@ func (u *Unit) View() View {
 	if name := u.command.Load(); name != nil {
 		v.Command = *name
 	}
+	if text := u.trouble.Load(); text != nil {
+		v.Trouble = *text
+	}
 	return v
 }
 
-func (u *Unit) complain(text string) { u.fleet.note(u.member.ID.String() + ": " + text) }
+func (u *Unit) complain(text string) {
+	u.trouble.Store(&text)
+	u.fleet.note(u.member.ID.String() + ": " + text)
+}
 
 // ear listens to what the kit logs for one device.
 type ear struct{ u *Unit }
