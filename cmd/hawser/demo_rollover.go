@@ -53,6 +53,11 @@ func (d *demo) rollover(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	for _, u := range d.fleet.Units() {
+		if left := slices.IndexFunc(left, func(l admin.RolloverDevice) bool { return l.ID == u.ID() }); left >= 0 {
+			u.PowerOff() // what it has still to say, nobody will ever hear
+		}
+	}
 	if err := d.drain(ctx, d.fleet); err != nil {
 		return fmt.Errorf("%w%s", err, d.why())
 	}
