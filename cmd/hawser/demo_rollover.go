@@ -76,10 +76,8 @@ func (d *demo) startMoving(ctx context.Context) error {
 	select {
 	case <-d.fleet.Connected():
 		d.say("%d devices are connected and publish, %g messages a second each", d.devices, d.rate)
-		for _, u := range d.fleet.Units() {
-			if u.Fault() != sim.Sound {
-				d.say("  %s is faulty: it %s", u.ID(), u.Fault())
-			}
+		for _, u := range faultyDevices(d.fleet) {
+			d.say("  %s is faulty: it %s", u.ID, u.Fault)
 		}
 		return nil
 	case <-time.After(moveWait):
