@@ -238,3 +238,9 @@ func strict(text []byte, v any) error {
 	}
 	return nil
 }
+
+// NewBulkRequest begins the request of a rollover.
+func NewBulkRequest(w io.Writer, fleet [16]byte, rollover int64, generation uint32, nonce [16]byte) (*BulkWriter, error) {
+	return NewBulkWriter(w, &BulkHeader{Format: formatBulkRequest, Fleet: hex.EncodeToString(fleet[:]), Generation: generation,
+		Rollover: rollover, Nonce: hex.EncodeToString(nonce[:])})
+}

@@ -24,6 +24,9 @@ func (s *Server) follow(c registry.Change) {
 	switch c.Kind {
 	case registry.CertificateAdded:
 		s.br.AddCertificate(pinned(c.Active))
+		if id, ok := c.Principal.ID(); ok {
+			s.roll.Recheck(id)
+		}
 	case registry.CertificateRemoved:
 		s.br.RemoveCertificate(c.Active.Fingerprint)
 	case registry.DeviceBarred, registry.ServiceBarred:
