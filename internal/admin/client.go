@@ -48,15 +48,28 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, in
 	if err != nil {
 		return err
 	}
+	return decode(body, out)
+}
+
+// send is call with a body that is sent as it stands.
+func (c *Client) send(ctx context.Context, path string, in io.Reader, out any) error {
+	body, err := c.do(ctx, "POST", path, nil, in)
+	if err != nil {
+		return err
+	}
+	return decode(body, out)
+}
+
+func decode(body io.ReadCloser, out any) error {
 	defer body.Close()
 	if out == nil {
-		_, err = io.Copy(io.Discard, body)
+		_, err := io.Copy(io.Discard, body)
 		return err
 	}
 	if err := json.NewDecoder(body).Decode(out); err != nil {
 		return fmt.Errorf("answer of the server: %w", err)
 	}
-	_, err = io.Copy(io.Discard, body)
+	_, err := io.Copy(io.Discard, body)
 	return err
 }
 
@@ -70,6 +83,10 @@ func (c *Client) open(ctx context.Context, method, path string, q url.Values, in
 		}
 		body = bytes.NewReader(text)
 	}
+	return c.do(ctx, method, path, q, body)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, q url.Values, body io.Reader) (io.ReadCloser, error) {
 	u := url.URL{Scheme: "http", Host: "hawser", Path: "/v1/" + path, RawQuery: q.Encode()}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
 	if err != nil {
