@@ -46,6 +46,13 @@ func (b *backend) deviceOf(d registry.Device) admin.Device {
 	return out
 }
 
+func cloneOf(c registry.Clone) admin.Clone {
+	boot := func(v registry.Boot) admin.Boot {
+		return admin.Boot{Nonce: v.Nonce, Remote: v.Remote, At: admin.UTC(v.At)}
+	}
+	return admin.Clone{Back: boot(c.Back), Other: boot(c.Other)}
+}
+
 func certificateOf(c registry.Certificate) admin.Certificate {
 	return admin.Certificate{Fingerprint: c.Fingerprint[:], Owner: c.Principal.Name, State: string(c.State),
 		Generation: c.Generation, NotBefore: admin.UTC(c.NotBefore), NotAfter: admin.UTC(c.NotAfter), DER: c.DER}
@@ -66,7 +73,8 @@ func (b *backend) devices(r *http.Request) (any, error) {
 	p := params{r: r}
 	online := p.flag("online")
 	f := registry.DeviceFilter{State: registry.DeviceState(p.text("state")), Class: p.text("class"), Tag: p.text("tag"),
-		Prefix: p.text("prefix"), After: p.id("after"), Limit: p.limit()}
+		Prefix: p.text("prefix"), After: p.id("after"), Limit: p.limit(),
+		Station: p.text("station"), FlashedSince: p.time("flashed_since"), FlashedUntil: p.time("flashed_until")}
 	if p.err != nil {
 		return nil, p.err
 	}
@@ -124,6 +132,13 @@ func (b *backend) device(r *http.Request) (any, error) {
 	}
 	for _, c := range pending {
 		out.Pending = append(out.Pending, commandOf(c))
+	}
+	clones, err := b.reg.Clones(r.Context(), id, 0)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range clones {
+		out.Clones = append(out.Clones, cloneOf(c))
 	}
 	if b.srv != nil {
 		waiting, dropped := b.srv.br.Queue(id)
@@ -279,22 +294,6 @@ func (b *backend) enrolments(list []admin.NamedEnrolment) ([]registry.Enrolment,
 	}
 	wg.Wait()
 	return rows, errors.Join(errs...)
-}
-
-func (b *backend) revoke(r *http.Request) (any, error) {
-	id, err := pathID(r)
-	if err != nil {
-		return nil, err
-	}
-	var in struct {
-		Reason string `json:"reason"`
-	}
-	if err := read(r, &in); err != nil {
-		return nil, err
-	}
-	return nil, b.update(r, func(tx *registry.Tx, actor string) error {
-		return tx.SetDeviceState(actor, id, registry.DeviceRevoked, in.Reason)
-	})
 }
 
 func (b *backend) tag(r *http.Request) (any, error) {
