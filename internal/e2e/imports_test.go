@@ -44,6 +44,7 @@ func TestImports(t *testing.T) {
 		"internal/broker":   leaves + "internal/msglog internal/registry",
 		"internal/command":  leaves + "internal/message internal/registry",
 		"internal/fleet":    leaves + "internal/config internal/pki",
+		"internal/factory":  leaves + "internal/pki",
 		"internal/admin":    leaves,
 		"device":            leaves + "internal/message",
 	} {

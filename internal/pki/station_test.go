@@ -202,3 +202,30 @@ func deviceUnder(t *testing.T, ca *x509.Certificate, key *ecdsa.PrivateKey) []by
 	der, err := x509.CreateCertificate(rand.Reader, base(t, DeviceLeaf), ca, &newKey(t).PublicKey, key)
 	return must(t, der, err)
 }
+
+// Where nothing is pinned, a set must at least be signed by one of its own roots.
+func TestInspectAnchors(t *testing.T) {
+	a, b, c := newRoot(t, "A"), newRoot(t, "B"), newRoot(t, "C")
+	set := anchorSet(a, b)
+	for i, ok := range map[*Issuer]bool{a: true, b: true, c: false} {
+		msg, err := SignAnchors(i.Signer, set)
+		must(t, msg, err)
+		got, err := InspectAnchors(msg)
+		if (err == nil) != ok || ok && got.Fleet != set.Fleet {
+			t.Errorf("signed by %s: %v", i.Cert.Subject.CommonName, err)
+		}
+		msg[len(msg)-1] ^= 1
+		if _, err := InspectAnchors(msg); err == nil {
+			t.Error("accepted another signature")
+		}
+	}
+}
+
+func TestCSRTellsWhatItAsksFor(t *testing.T) {
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: []string{"a.b"}}, newKey(t))
+	must(t, der, err)
+	csr, err := ParseCSR(der)
+	if must(t, csr, err); len(csr.Asks) != 1 || csr.Asks[0] != oidSAN {
+		t.Error(csr.Asks)
+	}
+}
