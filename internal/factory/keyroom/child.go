@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	pollEvery = 500 * time.Millisecond // between two looks at a probe without a new unit
+	pollEvery = 250 * time.Millisecond // between two looks at a probe without a new unit
 	lookFor   = 2 * time.Second        // one look
 	unitFor   = 2 * time.Minute        // writing, or reading back, one unit
 )
