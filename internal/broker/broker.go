@@ -22,6 +22,7 @@ package broker
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -65,6 +66,12 @@ type Config struct {
 	// must not block. May be nil.
 	Subscribed func(id identity.ID, filter string)
 
+	// Admitted is told of each connection once its CONNACK is decided and before it
+	// is sent: who it is, the SHA-256 of the client's certificate, the address it
+	// comes from, and the certificate that the broker showed it. It must not block.
+	// May be nil.
+	Admitted func(who identity.Principal, fingerprint [32]byte, remote string, leaf *x509.Certificate)
+
 	// Presence is told who has come and gone. It must not block. May be nil.
 	Presence func(who identity.Principal, online bool)
 }
@@ -73,6 +80,18 @@ func (c *Config) presence(who identity.Principal, online bool) {
 	if c.Presence != nil {
 		c.Presence(who, online)
 	}
+}
+
+// admitted tells of a connection that is about to get its CONNACK.
+func (c *Config) admitted(who identity.Principal, t *tls.Conn) {
+	if c.Admitted == nil {
+		return
+	}
+	var leaf *x509.Certificate
+	if g, ok := t.NetConn().(*gate); ok {
+		leaf = g.leaf
+	}
+	c.Admitted(who, Fingerprint(t.ConnectionState().PeerCertificates[0].Raw), t.RemoteAddr().String(), leaf)
 }
 
 // Broker is a running broker.

@@ -167,6 +167,7 @@ func (b *Broker) welcome(c *conn, p *mqtt.Connect, a attached, assigned string) 
 	}
 	b.stats.Connections.Add(1)
 	b.stats.Connects.Add(1)
+	b.cfg.admitted(c.m.who, c.tls)
 	c.send(&ack)
 	b.cfg.presence(c.m.who, true)
 	b.resume(c, a.present)

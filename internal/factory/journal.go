@@ -3,7 +3,6 @@ package factory
 import (
 	"crypto"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -163,11 +162,10 @@ func (j *Journal) append(r Record, now time.Time) error {
 // prepare gives the line of r, which passes every check that a reader makes.
 func (j *Journal) prepare(r Record, now time.Time) (*Line, []byte, error) {
 	r.Number, r.Prev, r.Time = j.n+1, hex.EncodeToString(j.head[:]), now.UTC().Format(time.RFC3339)
-	unsigned, err := r.encode()
+	digest, err := r.digest()
 	if err != nil {
 		return nil, nil, err
 	}
-	digest := sha256.Sum256(append([]byte(signaturePrefix), unsigned...))
 	sig, err := j.signer.Sign(rand.Reader, digest[:], crypto.SHA256)
 	if err != nil {
 		return nil, nil, fmt.Errorf("sign journal record: %w", err)

@@ -104,8 +104,7 @@ func parseLine(text []byte) (*Line, error) {
 	if err := l.check(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrJournal, err)
 	}
-	unsigned, err := l.unsigned()
-	l.signed = sha256.Sum256(unsigned)
+	l.signed, err = l.digest()
 	return l, err
 }
 
@@ -264,11 +263,13 @@ func (l *Line) verifyUnit() error {
 	return nil
 }
 
-// unsigned is the line without its signature.
-func (r *Record) unsigned() ([]byte, error) {
+// digest is what the station signs: the line without its signature, behind a prefix that no
+// other signature of the station's key has (those are over certificates).
+func (r *Record) digest() ([32]byte, error) {
 	bare := *r
 	bare.Sig = ""
-	return bare.encode()
+	text, err := bare.encode()
+	return sha256.Sum256(append([]byte(signaturePrefix), text...)), err
 }
 
 func (r *Record) encode() ([]byte, error) {

@@ -135,7 +135,7 @@ func (l *Layout) OpenResult(file []byte) (*pki.Request, []*x509.Certificate, err
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", l.requestPath(hash), err)
 	}
-	certs, err := pki.OpenResult(file, req, l.trust)
+	certs, err := pki.OpenResult(file, req, l.Trust())
 	if err != nil {
 		return nil, nil, err
 	}

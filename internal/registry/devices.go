@@ -84,6 +84,9 @@ func (tx *Tx) enrolRow(e Enrolment) error {
 			return err
 		}
 	}
+	if err := tx.bornPKI(e.ID); err != nil {
+		return err
+	}
 	tx.tell(Change{Kind: kind, Principal: identity.DevicePrincipal(e.ID)})
 	return tx.exec(`INSERT INTO csrs (device, der, at) VALUES (?, ?, ?)
 		ON CONFLICT (device) DO NOTHING`, int64(e.ID), e.CSR, at)
