@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bufio"
-	"bytes"
 	"crypto/ecdsa"
 	"encoding/binary"
 	"encoding/json"
@@ -204,40 +203,103 @@ type made struct {
 	scalar                                 []byte
 }
 
+// running is a "hawser factory" command that goes on.
+type running struct {
+	s      *station
+	cmd    *exec.Cmd
+	out    *bufio.Scanner
+	stderr *lines
+}
+
+// start starts a factory command under wrapper, if any.
+func (s *station) start(args ...string) *running {
+	s.t.Helper()
+	return s.startUnder(nil, args...)
+}
+
+func (s *station) startUnder(wrapper []string, args ...string) *running {
+	s.t.Helper()
+	argv := append(append(wrapper, hawser), s.args(args...)...)
+	r := &running{s: s, cmd: exec.Command(argv[0], argv[1:]...), stderr: newLines()}
+	r.cmd.Stderr = r.stderr
+	out, err := r.cmd.StdoutPipe()
+	fatal(s.t, err)
+	r.out = bufio.NewScanner(out)
+	fatal(s.t, r.cmd.Start())
+	s.t.Cleanup(func() {
+		if r.cmd.ProcessState == nil {
+			_ = r.cmd.Process.Kill() // it may have gone by itself
+			_ = r.cmd.Wait()
+		}
+		if s.t.Failed() {
+			s.t.Logf("hawser factory %q: %s", args, r.stderr)
+		}
+	})
+	return r
+}
+
+// unit waits for the next unit's line.
+func (r *running) unit() (m made) {
+	r.s.t.Helper()
+	if !r.out.Scan() {
+		r.s.t.Fatalf("the bench ended: %v\n%s", r.cmd.Wait(), r.stderr)
+	}
+	fatal(r.s.t, json.Unmarshal(r.out.Bytes(), &m))
+	return m
+}
+
+// end waits for the end of the command.
+func (r *running) end(code int) {
+	r.s.t.Helper()
+	for r.out.Scan() {
+	}
+	_ = r.cmd.Wait() // its state says how it ended
+	if got := r.cmd.ProcessState.ExitCode(); got != code {
+		r.s.t.Fatalf("exit code %d, not %d\n%s", got, code, r.stderr)
+	}
+}
+
+// interrupt ends the command as a person does.
+func (r *running) interrupt(code int) {
+	r.s.t.Helper()
+	fatal(r.s.t, r.cmd.Process.Signal(os.Interrupt))
+	r.end(code)
+}
+
+// scalar is the key in the unit that is on the probe, which must be m.
+func (s *station) scalar(m made) []byte {
+	s.t.Helper()
+	v, err := factory.ParseIdentity(s.memory(atIdentity, factory.IdentitySize))
+	fatal(s.t, err)
+	if v.ID.String() != m.ID {
+		s.t.Fatalf("the unit is %s, the bench says %s", v.ID, m.ID)
+	}
+	return v.Scalar
+}
+
 // provision runs the bench for n units, plugging a blank one in after the other, and gives
 // what each holds in the end. wrapper is what the bench runs under.
-func (s *station) provision(n int, wrapper ...string) []made {
+func (s *station) provision(n int, wrapper ...string) (all []made) {
 	s.t.Helper()
-	argv := append(wrapper, append([]string{hawser}, s.args("run", "--json", "--count", fmt.Sprint(n))...)...)
-	cmd := exec.CommandContext(s.t.Context(), argv[0], argv[1:]...)
-	stderr := newLines()
-	cmd.Stderr = stderr
-	out, err := cmd.StdoutPipe()
-	fatal(s.t, err)
-	fatal(s.t, cmd.Start())
-	var all []made
-	in := bufio.NewScanner(out)
-	for u := s.plug(); in.Scan(); u = s.plug() {
-		m := made{}
-		fatal(s.t, json.Unmarshal(in.Bytes(), &m))
+	r := s.startUnder(wrapper, "run", "--json", "--count", fmt.Sprint(n))
+	for i := range n {
+		u := s.plug()
+		m := r.unit()
 		if m.Result != "pass" {
-			s.t.Fatalf("unit %d: %s\n%s", len(all)+1, in.Text(), stderr)
+			s.t.Fatalf("unit %d: %+v\n%s", i+1, m, r.stderr)
 		}
-		block := s.memory(atIdentity, factory.IdentitySize)
-		v, err := factory.ParseIdentity(block)
-		fatal(s.t, err)
-		if v.ID.String() != m.ID {
-			s.t.Fatalf("the unit is %s, the bench says %s", v.ID, m.ID)
-		}
-		m.scalar = bytes.Clone(v.Scalar)
+		m.scalar = s.scalar(m)
 		all = append(all, m)
 		u.unplug()
-		if len(all) == n {
-			break
-		}
 	}
-	if err := cmd.Wait(); err != nil || len(all) != n {
-		s.t.Fatalf("%d units, %v\n%s", len(all), err, stderr)
-	}
+	r.end(0)
 	return all
+}
+
+// needRoot skips, and says so, what only root can show.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("not root: not shown here")
+	}
 }

@@ -31,6 +31,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("HAWSER_E2E_NATS") != "" {
 		exitOn(natsServer())
 	}
+	if spec := os.Getenv("HAWSER_E2E_KEY_IN_PARENT"); spec != "" {
+		exitOn(keyInParent(spec))
+	}
 	dir, err := os.MkdirTemp("", "hawser-e2e-")
 	exitOn2(err)
 	hawser = filepath.Join(dir, "hawser")

@@ -93,6 +93,10 @@ func (r *room) readBack() []byte {
 // wipe overwrites all that was in the room, and looks whether it did.
 func (r *room) wipe() error {
 	clear(r.mem)
+	return r.empty()
+}
+
+func (r *room) empty() error {
 	for _, b := range r.mem {
 		if b != 0 {
 			return errLeft
