@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 	"time"
@@ -241,6 +242,9 @@ func (a *app) verifyUnit(ctx context.Context, dir, probe string) error {
 	c.Wait = p.wait
 	v, err := c.Verify(ctx)
 	p.end()
+	if ctx.Err() != nil {
+		return errors.New("stopped before a unit was read")
+	}
 	if err != nil {
 		return err
 	}

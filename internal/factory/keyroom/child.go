@@ -43,15 +43,19 @@ func Main() error {
 	if err := Harden(); err != nil {
 		return err
 	}
+	if !isPipe(fdOrders) || !isPipe(fdAnswers) {
+		return errors.New("this command is started by \"hawser factory run\" and its like only")
+	}
 	unix.CloseOnExec(fdOrders) // a tool that the probe runs has no business with them
 	unix.CloseOnExec(fdAnswers)
 	// What cannot be locked but the room is Go's own memory: see the package comment.
 	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
-	orders, answers := os.NewFile(fdOrders, "orders"), os.NewFile(fdAnswers, "answers")
-	if orders == nil || answers == nil {
-		return errors.New("this command is started by \"hawser factory run\" only")
-	}
-	return Serve(orders, answers)
+	return Serve(os.NewFile(fdOrders, "orders"), os.NewFile(fdAnswers, "answers"))
+}
+
+func isPipe(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO
 }
 
 // Serve obeys orders until the unit is done, one of them failed or the parent is gone, and

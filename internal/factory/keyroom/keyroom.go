@@ -105,17 +105,22 @@ func (r *room) empty() error {
 	return nil
 }
 
-// draw puts a new scalar into the room: 1 <= d < n, by drawing again.
+// draw puts a new scalar into the room, by drawing until there is one.
 func (r *room) draw() error {
-	order := elliptic.P256().Params().N.Bytes()
 	for d := r.scalar(); ; {
 		if _, err := rand.Read(d); err != nil {
 			return fmt.Errorf("draw a key: %w", err)
 		}
-		if bytes.Compare(d, order) < 0 && !bytes.Equal(d, make([]byte, scalarSize)) {
+		if inRange(d) {
 			return nil
 		}
 	}
+}
+
+// inRange is 1 <= d < n, the order of the group.
+func inRange(d []byte) bool {
+	order := elliptic.P256().Params().N.Bytes()
+	return bytes.Compare(d, order) < 0 && !bytes.Equal(d, make([]byte, scalarSize))
 }
 
 // public gives the public key of the scalar in the room.

@@ -93,6 +93,8 @@ func (c *Child) ask(o order) (answer, error) {
 			return answer{}, c.lost(err)
 		}
 		switch {
+		case a.Failed != "" && c.ctx != nil && c.ctx.Err() != nil:
+			return answer{}, context.Cause(c.ctx)
 		case a.Failed != "" && a.Hint != "":
 			return a, &Failure{a.Failed + "\nhint: " + a.Hint, a.Sight}
 		case a.Failed != "":
