@@ -298,8 +298,8 @@ func (g *GDB) reset(ctx context.Context) error {
 // unknown tells the words with which a console says that it does not know a command.
 func unknown(said string) bool {
 	said = strings.ToLower(said)
-	for _, word := range []string{"unknown", "invalid", "unrecognized", "not supported", "undefined"} {
-		if strings.Contains(said, word) {
+	for _, words := range []string{"unknown command", "unknown monitor command", "invalid command", "unrecognized command", "command not found"} {
+		if strings.Contains(said, words) {
 			return true
 		}
 	}
