@@ -57,7 +57,7 @@ func (tx *Tx) checkKey(id identity.ID, hash [32]byte) error {
 	err = tx.row(`SELECT state, key_hash FROM devices WHERE id = ?`, []any{int64(id)}, &state, &have)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		return nil
+		return tx.checkReserved(id)
 	case err != nil:
 		return err
 	case have != nil && !bytes.Equal(have, hash[:]):
@@ -239,16 +239,18 @@ func (tx *Tx) SaveSeen(list []Seen) error {
 
 // DeviceFilter selects devices; its zero value selects the first page of all.
 type DeviceFilter struct {
-	State  DeviceState // empty = any
-	Class  string      // empty = any
-	Tag    string      // empty = any
-	Prefix string      // up to eight upper-case hex digits
-	After  identity.ID // ids above this one
-	Limit  int         // 0 = 100
+	State   DeviceState // empty = any
+	Class   string      // empty = any
+	Tag     string      // empty = any
+	Station string      // empty = any, or none
+	Prefix  string      // up to eight upper-case hex digits
+	After   identity.ID // ids above this one
+	Limit   int         // 0 = 100
 }
 
 const deviceColumns = `d.id, d.class, d.state, d.key_hash, d.created, d.enrolled, d.last_seen, d.reason, d.note, d.last_cid,
 	d.hello_at, d.hello_class, d.hello_firmware, d.hello_image, d.hello_tls, d.hello_boot, d.hello_nonce, d.hello_features, d.hello_encoding,
+	d.station, d.hardware, d.flashed, d.block,
 	COALESCE((SELECT GROUP_CONCAT(g.tag, ' ') FROM device_tags g WHERE g.device = d.id), '')`
 
 // Devices lists devices in the order of their ids.
@@ -296,6 +298,10 @@ func deviceQuery(f DeviceFilter) (string, []any, error) {
 	if f.Class != "" {
 		q += ` AND d.class = ?`
 		args = append(args, f.Class)
+	}
+	if f.Station != "" {
+		q += ` AND +d.station = ?`
+		args = append(args, f.Station)
 	}
 	order := ` ORDER BY d.id LIMIT ?`
 	if f.Tag != "" {
@@ -345,17 +351,20 @@ func (r *Registry) Device(ctx context.Context, id identity.ID) (Device, error) {
 func scanDevice(rows *sql.Rows) (Device, error) {
 	var d Device
 	var h Hello
-	var id, created, enrolled, seen, cid, helloAt, nonce int64
-	var key []byte
+	var id, created, enrolled, seen, cid, helloAt, nonce, flashed int64
+	var key, block []byte
 	var features, tags string
 	err := rows.Scan(&id, &d.Class, &d.State, &key, &created, &enrolled, &seen, &d.Reason, &d.Note, &cid,
-		&helloAt, &h.Class, &h.Firmware, &h.Image, &h.TLS, &h.Boot, &nonce, &features, &h.Encoding, &tags)
+		&helloAt, &h.Class, &h.Firmware, &h.Image, &h.TLS, &h.Boot, &nonce, &features, &h.Encoding,
+		&d.Station, &d.Hardware, &flashed, &block, &tags)
 	if err != nil {
 		return Device{}, err
 	}
 	d.ID, d.LastCID = identity.ID(id), uint64(cid)
 	d.Created, d.Enrolled, d.LastSeen = fromMS(created), fromMS(enrolled), fromMS(seen)
 	copy(d.KeyHash[:], key)
+	copy(d.Block[:], block)
+	d.Flashed = fromMS(flashed)
 	d.Tags = strings.Fields(tags)
 	sort.Strings(d.Tags)
 	if helloAt != 0 {

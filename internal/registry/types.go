@@ -40,6 +40,10 @@ type Device struct {
 	Note     string
 	Tags     []string // sorted
 	LastCID  uint64   // highest command id ever given out
+	Station  string   // where it was made; "" = not at a bench
+	Hardware uint32   // revision, 0 = not told
+	Flashed  time.Time
+	Block    [16]byte // the block that its id came from
 	Hello    *Hello   // nil = never said hello
 }
 
