@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -170,6 +171,11 @@ func (s *station) plug(wrapper ...string) *unit {
 	u.cmd.Stderr = os.Stderr
 	fatal(s.t, u.cmd.Start())
 	s.t.Cleanup(u.unplug)
+	until(s.t, "the unit's debug server", func() bool {
+		table, err := os.ReadFile("/proc/net/tcp") // a connection would halt the unit
+		fatal(s.t, err)
+		return strings.Contains(string(table), fmt.Sprintf(": 0100007F:%04X 00000000:0000 0A ", s.port))
+	})
 	return u
 }
 
