@@ -8,5 +8,6 @@ func (a *app) factoryCommand() *cobra.Command {
 turns blank units into devices, "verify" reads one back, "enrol-csr" is for firmware
 that makes its own key. On the server "reserve" gives a bench its ids, and "import" takes
 in the journal that comes back. No private key is ever in one of these files.`,
-		a.factoryReserve(), a.factoryImport(), a.factoryStation(), a.factoryJournal())
+		a.factoryReserve(), a.factoryInit(), a.factoryLoad(), a.factoryRun(), a.factoryVerify(), a.factoryEnrol(), a.factoryChild(),
+		a.factoryImport(), a.factoryStation(), a.factoryJournal())
 }

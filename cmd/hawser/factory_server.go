@@ -295,4 +295,3 @@ func (a *app) completeStation(_ *cobra.Command, _ []string, typed string) ([]str
 		return list, err
 	})
 }
-
