@@ -100,15 +100,15 @@ func TestImportRefusals(t *testing.T) {
 		return u
 	}
 	for want, u := range map[string]Unit{
-		"this id is used already":                         with(func(u *Unit) { u.ID = b.IDs[0] }),
-		"this id is burnt already":                        with(func(u *Unit) { u.ID = b.IDs[9] }),
-		"this id was never reserved":                      with(func(u *Unit) { u.ID = 77 }),
-		"this id was reserved for station line2":          with(func(u *Unit) { u.ID, u.Block = other.IDs[0], other.ID }),
-		"the block of this id was never signed":           with(func(u *Unit) { u.ID, u.Block = waiting.IDs[0], waiting.ID }),
-		"this id is not in the block that the line names": with(func(u *Unit) { u.Block = second.ID }),
-		"this key is that of " + b.IDs[0].String():        with(func(u *Unit) { u.KeyHash = keyOf(1) }),
-		"this key is that of 0000004D":                    with(func(u *Unit) { u.KeyHash = keyOf(77) }),
-		"its certificate: already exists":                 with(func(u *Unit) { u.Certificate.Fingerprint = certOf(identity.DevicePrincipal(77), 77).Fingerprint }),
+		"free ids: it is used already":                         with(func(u *Unit) { u.ID = b.IDs[0] }),
+		"free ids: it is burnt already":                        with(func(u *Unit) { u.ID = b.IDs[9] }),
+		"free ids: it was never reserved":                      with(func(u *Unit) { u.ID = 77 }),
+		"free ids: it was reserved for station line2":          with(func(u *Unit) { u.ID, u.Block = other.IDs[0], other.ID }),
+		"free ids: its block was never signed":                 with(func(u *Unit) { u.ID, u.Block = waiting.IDs[0], waiting.ID }),
+		"free ids: it is not in the block that the line names": with(func(u *Unit) { u.Block = second.ID }),
+		"this key is that of " + b.IDs[0].String():             with(func(u *Unit) { u.KeyHash = keyOf(1) }),
+		"this key is that of 0000004D":                         with(func(u *Unit) { u.KeyHash = keyOf(77) }),
+		"its certificate: already exists":                      with(func(u *Unit) { u.Certificate.Fingerprint = certOf(identity.DevicePrincipal(77), 77).Fingerprint }),
 	} {
 		before := auditCount(t, r)
 		part := JournalPart{Station: "line1", FromLines: 3, FromHead: head(1), Lines: 9, Head: head(2), Units: []Unit{unitOf(b, 4, 4), u}}
