@@ -198,10 +198,11 @@ func (d *Device) connect(ctx context.Context, server string, show tls.Certificat
 func (s *session) login(d *Device) error {
 	c := mqtt.Connect{Version: d.version, ClientID: d.ID(), KeepAlive: uint16(d.cfg.KeepAlive / time.Second)}
 	c.Props.SessionExpiry, c.Props.ReceiveMaximum, c.Props.MaxPacketSize = sessionExpiry, receiveMaximum, maxPacket
-	if _, err := s.conn.Write(c.Append(nil, d.version)); err != nil {
-		return err
+	_, unsent := s.conn.Write(c.Append(nil, d.version))
+	h, body, err := s.packet() // also for the alert that says why nothing could be sent
+	if op := (*net.OpError)(nil); unsent != nil && !(errors.As(err, &op) && op.Op == "remote error") {
+		return unsent
 	}
-	h, body, err := s.packet()
 	if err != nil {
 		return err
 	}
