@@ -281,6 +281,9 @@ func (b *builder) server(rootA, rootB *pki.Issuer) error {
 	if err != nil {
 		return err
 	}
+	if err := b.write(filepath.Join("ca-a", firstAnchorsFile), sign1); err != nil {
+		return err
+	}
 	if err := os.Mkdir(filepath.Join(b.dir, serverDir, anchorsDir), 0o700); err != nil {
 		return err
 	}

@@ -31,6 +31,9 @@ func (c *CA) SignRequest(file []byte, confirm Confirm, now time.Time) ([]byte, e
 	if err := c.checkRequest(req); err != nil {
 		return nil, err
 	}
+	if req.Kind == pki.KindStation {
+		return c.signStationRequest(req, confirm, now)
+	}
 	key, err := pki.KeyFingerprint(req.ParsedCSR().Pub)
 	if err != nil {
 		return nil, err

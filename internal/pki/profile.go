@@ -137,8 +137,8 @@ func checkDeviceName(cn string) error {
 
 // checkStationName: a bench is named as a service is, in another name space.
 func checkStationName(cn string) error {
-	if identity.CheckName(cn) != nil {
-		return fmt.Errorf("common name %q is no station name: [a-z][a-z0-9-]{0,30} and not eight hex digits", cn)
+	if err := CheckStation(cn); err != nil {
+		return fmt.Errorf("common name %q: %w", cn, err)
 	}
 	return nil
 }

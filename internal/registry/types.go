@@ -40,6 +40,10 @@ type Device struct {
 	Note     string
 	Tags     []string // sorted
 	LastCID  uint64   // highest command id ever given out
+	Station  string   // where it was made; "" = not at a bench
+	Hardware uint32   // revision, 0 = not told
+	Flashed  time.Time
+	Block    [16]byte // the block that its id came from
 	Hello    *Hello   // nil = never said hello
 }
 
@@ -54,6 +58,9 @@ type Hello struct {
 	Features []string
 	Encoding string // "cbor" or "json": how it wants to be spoken to
 	At       time.Time
+
+	Remote string // of the connection, address and port; empty = not known; kept with the boot
+	Pos    uint64 // where it stands in the log; the same
 }
 
 // CertificateState says whether a certificate opens the door.
@@ -331,6 +338,7 @@ type Change struct {
 	Kind      ChangeKind
 	Principal identity.Principal
 	Active    ActiveCertificate
+	Final     bool // DeviceBarred: revoked or retired, not quarantined
 }
 
 // Generation is one device CA of the fleet.
