@@ -145,12 +145,14 @@ func inUse(no uint64, cert []byte, set uint64) message.PKIReport {
 // TestMoves: a certificate, then an anchor set, then both, each proven before it is in use.
 func TestMoves(t *testing.T) {
 	r := newPKIRig(t)
-	start(t, r.config())
+	d := start(t, r.config())
 	p, cert, reports := r.come()
 	r.want(reports, inUse(0, r.old, 1))
-	if !bytes.Equal(cert, r.old) {
-		t.Fatal("not the certificate it was born with")
+	d.stateMu.Lock()
+	if !bytes.Equal(cert, r.old) || d.pki != nil {
+		t.Error("not the certificate it was born with, or memory is taken for nothing")
 	}
+	d.stateMu.Unlock()
 
 	got := p.offer(message.PKI{No: 5, Certificate: r.fresh})
 	r.want([]message.PKIReport{got}, message.PKIReport{No: 5, State: message.PKIInstalled, Fingerprint: sha256.Sum256(r.old), Anchors: 1})
@@ -337,6 +339,37 @@ func TestRestoredRegistry(t *testing.T) {
 	p.gone()
 	_, _, reports = r.come()
 	r.want(reports, inUse(3, r.fresh, 1))
+}
+
+// TestBusyServer: a server that has no time is no verdict on the certificate, one that is
+// not authorized is.
+func TestBusyServer(t *testing.T) {
+	r := newPKIRig(t)
+	start(t, r.config())
+	p, _, _ := r.come()
+	p.offer(message.PKI{No: 2, Certificate: r.fresh})
+	p.gone()
+	p, _, _ = r.come()
+	p.conn.Close()
+	refuse := func(code mqtt.ReasonCode, times int) (shown []string) {
+		for range times {
+			p := r.peer()
+			name := "old"
+			if bytes.Equal(p.conn.(*tls.Conn).ConnectionState().PeerCertificates[0].Raw, r.fresh) {
+				name = "new"
+			}
+			shown = append(shown, name)
+			p.send(&mqtt.Connack{Code: code})
+			p.conn.Close()
+		}
+		return shown
+	}
+	if got := refuse(mqtt.ServerBusy, 5); slices.Contains(got, "old") {
+		t.Error("busy:", got)
+	}
+	if got := refuse(mqtt.NotAuthorized, 5); strings.Join(got, " ") != "new new new old new" {
+		t.Error("not authorized:", got)
+	}
 }
 
 // TestTurn: in turn means that no certificate that worked is left out, and that the one in
