@@ -183,8 +183,43 @@ func TestMoves(t *testing.T) {
 	p.conn.Close()
 	_, _, reports = r.come()
 	r.want(reports)
-	// And a thief of root A has nobody left.
+}
+
+// TestThiefOfRootA poses as the broker in vain once the device is on {B, C}, also after a
+// restart: what it was born with is no way back.
+func TestThiefOfRootA(t *testing.T) {
+	r := newPKIRig(t)
+	d, err := New(r.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := run(t, d)
+	p, _, _ := r.come()
+	r.serve(testServer, r.b)
+	p.offer(message.PKI{No: 1, Anchors: anchors(t, r.b, 2, r.b, r.c)})
+	p.gone()
+	r.come()
+	stop()
 	r.serve(testServer, r.a)
+	cfg := r.config()
+	dials := make(chan bool, 100)
+	dial := cfg.Dial
+	cfg.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		select {
+		case dials <- true:
+		default:
+		}
+		return dial(ctx, network, addr)
+	}
+	start(t, cfg)
+	for range 6 {
+		wait(t, dials)
+	}
+	if len(r.peers) != 0 {
+		t.Fatal("the device said CONNECT to who holds root A")
+	}
+	r.serve(testServer, r.c)
+	r.come()
 }
 
 // TestOffersInUse: what is in use already needs no other connection.
