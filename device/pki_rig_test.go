@@ -135,4 +135,3 @@ func (r *pkiRig) want(got []message.PKIReport, want ...message.PKIReport) {
 func inUse(no uint64, cert []byte, set uint64) message.PKIReport {
 	return message.PKIReport{No: no, State: message.PKIInUse, Fingerprint: sha256.Sum256(cert), Anchors: set}
 }
-

@@ -464,4 +464,3 @@ func TestRescueDomain(t *testing.T) {
 		}
 	}
 }
-
