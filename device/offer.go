@@ -125,9 +125,11 @@ func (d *Device) report(state message.PKIState) message.PKIReport {
 	return r
 }
 
-// reportMessage carries r; stored is called when the server has it.
+// reportMessage carries r; stored is called when the server has it. It ends with its
+// connection: on the next one it may not be true any more, and reports tells what is.
 func (d *Device) reportMessage(r message.PKIReport, stored func()) *outgoing {
 	m := d.ownMessage("u/pki", r.Encode(d.encoding()))
+	m.passing = true
 	m.done = func(err error) {
 		if err != nil {
 			return
@@ -143,9 +145,7 @@ func (d *Device) reportMessage(r message.PKIReport, stored func()) *outgoing {
 // reportMessages are reports, ready to be sent.
 func (d *Device) reportMessages() (all []*outgoing) {
 	for _, r := range d.reports() {
-		m := d.reportMessage(r, nil)
-		m.passing = true // the next connection brings a newer word
-		all = append(all, m)
+		all = append(all, d.reportMessage(r, nil))
 	}
 	return all
 }

@@ -31,12 +31,13 @@ there, carry the result back, and "hawser ca import" it. Each result fits one re
 and is imported once. In a trial fleet nothing of this is needed.
 
 The key of a CA is a file, encrypted, or an object on a PKCS#11 token: "hawser ca list"
-tells where each one is, "hawser ca move" puts it elsewhere.`, a.caSign(), a.caImport(), a.caIssueBroker(), a.caList(), a.caMove(), a.caRollover())
+tells where each one is, "hawser ca move" puts it elsewhere.`, a.caSign(), a.caImport(), a.caIssueBroker(), a.caList(), a.caMove(), a.caRollover(), a.caEmergency(), a.caJournal(), a.caCompromised())
 }
 
 func (a *app) caSign() *cobra.Command {
 	var s signer
 	var out string
+	var more safeSign
 	cmd := &cobra.Command{
 		Use:   "sign REQUEST --ca DIR",
 		Short: "answer a request file at the safe",
@@ -44,23 +45,32 @@ func (a *app) caSign() *cobra.Command {
 signs it with the CA in --ca (ca-a or ca-b as init made it). What this CA has certified
 before, the same id with the same key, needs no typing. It works without a fleet
 directory and without a network. The result goes to --out, by default beside the
-request. Broker certificates are signed by the root that the request names.`,
+request. Broker certificates are signed by the root that the request names.
+
+A rollover's request asks for a certificate for every device. They are signed in parts;
+a run that was killed goes on when it is started again. A device whose id and key no
+journal and no older certificate of this CA knows together is refused by name, in the
+result as well. --key says where the key of the new device CA is to be.
+
+A request for the next broker roots is answered with the standby root. --new-root is the
+directory for the root that becomes the standby; it is made if need be.`,
 		Example: `  hawser ca sign 5f0c.json --ca /media/safe/ca-a
-  hawser ca sign 5f0c.json --ca ca-a --passphrase-fd 3 3<passphrase`,
+  hawser ca sign 5f0c.json --ca ca-a --passphrase-fd 3 3<passphrase
+  hawser ca sign rollover-1.jsonl --ca ca-a
+  hawser ca sign roots-2.json --ca ca-b --new-root ca-c`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if s.dir == "" {
 				return usagef(cmd, "which CA? --ca DIR names ca-a or ca-b as init made it")
 			}
-			if out == "" {
-				out = strings.TrimSuffix(args[0], ".json") + ".result.json"
-			}
-			return a.signRequest(args[0], out, &s)
+			return a.signAny(args[0], out, &s, &more)
 		},
 	}
 	s.flags(cmd)
 	cmd.Flags().Lookup("ca").Usage = "directory of the CA that signs: ca-a or ca-b"
-	cmd.Flags().StringVar(&out, "out", "", "file for the result (default: REQUEST with .result.json)")
+	cmd.Flags().StringVar(&out, "out", "", "file for the result (default: beside REQUEST, with .result)")
+	cmd.Flags().StringVar(&more.key, "key", "", "where a new device CA's key is to be, file:PATH or pkcs11:... (default: beside the others)")
+	cmd.Flags().StringVar(&more.newRoot, "new-root", "", "directory for the root that becomes the standby")
 	return a.withJSON(cmd)
 }
 
@@ -122,12 +132,16 @@ func (a *app) caImport() *cobra.Command {
 		Long: `import holds a result against the request that was kept here (chain, profile, name and
 key) and puts what was signed in its place: a device or service is admitted, a broker
 certificate is served from then on, without a connection being dropped. --out writes
-the certificate to a file for whoever holds the key.`,
+the certificate to a file for whoever holds the key, or the block of a flashing bench.
+
+The result of a rollover is imported a thousand certificates at a time; an import that
+was killed goes on when it is started again. When all is here, the devices are offered
+what they lack.`,
 		Example: `  hawser ca import 5f0c.result.json --dir fleet
   hawser ca import 5f0c.result.json --out dashboard/service.crt`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd, func(ctx context.Context, c *admin.Client) error { return a.importResult(ctx, c, args[0], out) })
+			return a.with(cmd, func(ctx context.Context, c *admin.Client) error { return a.importAny(ctx, c, args[0], out) })
 		},
 	}
 	cmd.Flags().StringVar(&out, "out", "", "file for the certificate")
@@ -138,6 +152,13 @@ func (a *app) importResult(ctx context.Context, c *admin.Client, name, out strin
 	file, err := readFile(name)
 	if err != nil {
 		return err
+	}
+	block, err := pki.ResultBlock(file)
+	if err != nil {
+		return admin.Errorf(admin.Invalid, "%v", err)
+	}
+	if block != nil {
+		return a.importBlock(ctx, c, file, block, out)
 	}
 	v, err := c.ImportResult(ctx, file)
 	if err != nil {
@@ -156,6 +177,24 @@ func (a *app) importResult(ctx context.Context, c *admin.Client, name, out strin
 			a.say("%s %s may connect", v.Kind, v.Subject)
 		}
 	})
+}
+
+// importBlock imports the answer to a flashing bench's request. The block is in no other
+// file, so it must be said where it goes.
+func (a *app) importBlock(ctx context.Context, c *admin.Client, file, block []byte, out string) error {
+	if out == "" {
+		return errors.New("the result holds the block of a flashing bench: nothing was imported\nhint: --out FILE, for the block")
+	}
+	if _, err := os.Lstat(out); err == nil {
+		return fmt.Errorf("%s exists already: it is not written over, and nothing was imported\nhint: --out FILE", out)
+	}
+	if _, err := c.ImportResult(ctx, file); err != nil {
+		return err
+	}
+	if err := durable.CreateFile(out, block, 0o644); err != nil {
+		return fmt.Errorf("imported, but the block was not written: %w\nhint: reserve again", err)
+	}
+	return a.sayBlock(block, out)
 }
 
 // writeCertificates takes the certificates out of a result that was imported,

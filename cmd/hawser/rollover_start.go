@@ -147,7 +147,7 @@ func (a *app) moveGeneration(ctx context.Context, c *admin.Client, l *fleet.Layo
 		return false, err
 	}
 	if ca == nil {
-		return true, a.askGeneration(ctx, c, l, r)
+		return a.askGeneration(ctx, c, l, r)
 	}
 	cert, err := ca.MakeGeneration(r.ToGeneration, o.key, time.Now())
 	if err == nil {
@@ -224,7 +224,7 @@ func (a *app) moveRoots(ctx context.Context, c *admin.Client, l *fleet.Layout, o
 	}
 	if set.Sequence < r.ToAnchors {
 		if o.rootCA == "" {
-			return true, a.askRoots(ctx, c, l, r)
+			return true, a.askRoots(l, r)
 		}
 		cose, err := a.nextAnchors(l, o, set, r.ToAnchors)
 		if err != nil {
@@ -331,12 +331,4 @@ func (a *app) moveLeaf(l *fleet.Layout, o *rollover, domain string, root *x509.C
 		_, err = issueLeaf(l, ca, domain)
 	}
 	return errors.Join(err, ca.Close())
-}
-
-func (a *app) askGeneration(ctx context.Context, c *admin.Client, l *fleet.Layout, r *admin.Rollover) error {
-	return errors.New("not yet")
-}
-
-func (a *app) askRoots(ctx context.Context, c *admin.Client, l *fleet.Layout, r *admin.Rollover) error {
-	return errors.New("not yet")
 }

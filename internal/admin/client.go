@@ -48,15 +48,28 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, in
 	if err != nil {
 		return err
 	}
+	return decode(body, out)
+}
+
+// send is call with a body that is sent as it stands.
+func (c *Client) send(ctx context.Context, path string, in io.Reader, out any) error {
+	resp, err := c.post(ctx, "POST", path, nil, in)
+	if err != nil {
+		return err
+	}
+	return decode(resp.Body, out)
+}
+
+func decode(body io.ReadCloser, out any) error {
 	defer body.Close()
 	if out == nil {
-		_, err = io.Copy(io.Discard, body)
+		_, err := io.Copy(io.Discard, body)
 		return err
 	}
 	if err := json.NewDecoder(body).Decode(out); err != nil {
 		return fmt.Errorf("answer of the server: %w", err)
 	}
-	_, err = io.Copy(io.Discard, body)
+	_, err := io.Copy(io.Discard, body)
 	return err
 }
 
@@ -79,6 +92,11 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, in a
 		}
 		body = bytes.NewReader(text)
 	}
+	return c.post(ctx, method, path, q, body)
+}
+
+// post is do with a body that is sent as it stands.
+func (c *Client) post(ctx context.Context, method, path string, q url.Values, body io.Reader) (*http.Response, error) {
 	u := url.URL{Scheme: "http", Host: "hawser", Path: "/v1/" + path, RawQuery: q.Encode()}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
 	if err != nil {

@@ -20,6 +20,10 @@ type Device struct {
 	Created  time.Time   `json:"created,omitzero"`
 	Enrolled time.Time   `json:"enrolled,omitzero"`
 	LastSeen time.Time   `json:"last_seen,omitzero"`
+	Station  string      `json:"station,omitempty"`  // the bench that made it
+	Hardware uint32      `json:"hardware,omitempty"` // revision
+	Flashed  time.Time   `json:"flashed,omitzero"`   // by the bench's clock
+	Block    Hex         `json:"block,omitempty"`    // that its id came from
 	Hello    *Hello      `json:"hello,omitempty"`
 }
 

@@ -170,6 +170,14 @@ func (s *Service) Ready(id identity.ID) {
 	s.enqueue(id)
 }
 
+// Recheck tells that there is something new for a device.
+func (s *Service) Recheck(id identity.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.done, id)
+	s.enqueue(id)
+}
+
 // Admitted tells that a device got in with a certificate, and which leaf it was shown.
 func (s *Service) Admitted(id identity.ID, fingerprint [32]byte, leaf *x509.Certificate) {
 	s.mu.Lock()

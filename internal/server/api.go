@@ -129,6 +129,11 @@ func (b *backend) handler() http.Handler {
 		"POST /v1/services/{name}/certificate":        b.serviceCertificate,
 		"POST /v1/services/{name}/revoke":             b.revokeService,
 		"POST /v1/services/{name}/grants":             b.changeGrants,
+		"GET /v1/stations":                            b.stations,
+		"POST /v1/stations/{name}/blocks":             b.reserveBlock,
+		"POST /v1/stations/{name}/certificate":        b.renewStation,
+		"POST /v1/stations/{name}/revoke":             b.revokeStation,
+		"POST /v1/blocks":                             b.blockSigned,
 		"GET /v1/requests":                            b.requests,
 		"POST /v1/requests":                           b.newRequest,
 		"POST /v1/results":                            b.importResult,
@@ -157,6 +162,7 @@ func (b *backend) handler() http.Handler {
 	}
 	mux.HandleFunc("GET /v1/tail", b.tail)
 	mux.HandleFunc("GET /v1/backup", b.backup)
+	mux.HandleFunc("POST /v1/journal", b.importJournal)
 	return mux
 }
 
@@ -193,7 +199,7 @@ func apiError(err error) *admin.Error {
 		kind admin.Kind
 	}{
 		{registry.ErrNotFound, admin.NotFound}, {registry.ErrExists, admin.Conflict}, {registry.ErrKey, admin.Conflict},
-		{registry.ErrState, admin.Conflict}, {registry.ErrInvalid, admin.Invalid}, {registry.ErrClosed, admin.Unavailable},
+		{registry.ErrState, admin.Conflict}, {registry.ErrReserved, admin.Conflict}, {registry.ErrNotFree, admin.Conflict}, {registry.ErrInvalid, admin.Invalid}, {registry.ErrClosed, admin.Unavailable},
 		{command.ErrInvalid, admin.Invalid}, {message.ErrMessage, admin.Invalid}, {identity.ErrID, admin.Invalid},
 		{identity.ErrName, admin.Invalid}, {msglog.ErrUnavailable, admin.Unavailable}, {msglog.ErrClosed, admin.Unavailable},
 		{durable.ErrLocked, admin.Unavailable}, {fs.ErrExist, admin.Conflict},

@@ -36,6 +36,9 @@ func (b *backend) deviceOf(d registry.Device) admin.Device {
 	if d.KeyHash != [32]byte{} {
 		out.Key = d.KeyHash[:]
 	}
+	if d.Station != "" {
+		out.Station, out.Hardware, out.Flashed, out.Block = d.Station, d.Hardware, admin.UTC(d.Flashed), d.Block[:]
+	}
 	if h := d.Hello; h != nil {
 		out.Hello = &admin.Hello{At: admin.UTC(h.At), Class: h.Class, Firmware: h.Firmware, Image: h.Image, TLS: h.TLS,
 			Boot: h.Boot, Nonce: h.Nonce, Features: h.Features, Encoding: h.Encoding}
@@ -163,6 +166,9 @@ func (b *backend) reserve(r *http.Request) (any, error) {
 		if err == nil || asked[id.String()] {
 			continue
 		}
+		if b.notReserved(r, id) != nil {
+			continue
+		}
 		if !errors.Is(err, registry.ErrNotFound) {
 			return nil, err
 		}
@@ -172,6 +178,15 @@ func (b *backend) reserve(r *http.Request) (any, error) {
 			}{id}, nil
 		}
 	}
+}
+
+// notReserved refuses an id that was given to a flashing bench.
+func (b *backend) notReserved(r *http.Request, id identity.ID) error {
+	station, err := b.reg.Reserved(r.Context(), id)
+	if err == nil && station != "" {
+		err = admin.Errorf(admin.Conflict, "%s is reserved for the flashing bench %s\nhint: leave --id away for a free one", id, station)
+	}
+	return err
 }
 
 func (b *backend) keep(id identity.ID) bool {

@@ -102,6 +102,9 @@ func (s *Server) follow(c registry.Change) {
 	switch c.Kind {
 	case registry.CertificateAdded:
 		s.br.AddCertificate(pinned(c.Active))
+		if id, ok := c.Principal.ID(); ok {
+			s.roll.Recheck(id)
+		}
 	case registry.DeviceChanged:
 		s.readmit(ctx, c.Principal)
 	case registry.ServiceAdded, registry.GrantsChanged:

@@ -33,6 +33,9 @@ func (e *Exec) ReadInto(_ context.Context, _ uint32, p []byte) error {
 // Reset implements Probe: the command that wrote has let the unit run.
 func (e *Exec) Reset(ctx context.Context) error { return ctx.Err() }
 
+// Release implements Probe.
+func (e *Exec) Release(ctx context.Context) error { return ctx.Err() }
+
 // Close implements Probe.
 func (e *Exec) Close() error { return nil }
 

@@ -272,6 +272,16 @@ func (g *GDB) Reset(ctx context.Context) error {
 	return nil
 }
 
+// Release implements Probe.
+func (g *GDB) Release(ctx context.Context) error {
+	err := g.within(ctx, func() error { return g.detach(ctx) })
+	g.drop()
+	if err != nil {
+		return fmt.Errorf("release: %w", err)
+	}
+	return nil
+}
+
 func (g *GDB) reset(ctx context.Context) error {
 	answer, err := g.ask(ctx, "qqemu.sstepbits")
 	if err != nil {

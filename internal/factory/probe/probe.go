@@ -57,6 +57,8 @@ type Probe interface {
 	ReadInto(ctx context.Context, addr uint32, p []byte) error
 	// Reset lets the unit start from its reset vector and lets go of it.
 	Reset(ctx context.Context) error
+	// Release lets the unit run on from where it stands, and lets go of it.
+	Release(ctx context.Context) error
 	// Close lets go of the probe, not of the unit: it stays as it is.
 	Close() error
 }
