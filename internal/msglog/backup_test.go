@@ -202,7 +202,7 @@ func TestDropWaitsForTheCopy(t *testing.T) {
 	f.wait(5)
 	l.queues.removing.Lock()
 	dropped := make(chan error, 1)
-	go func() { dropped <- l.QueueDrop(device(1).Name) }()
+	go func() { _, err := l.QueueDrop(device(1).Name); dropped <- err }()
 	if l.queues.removing.TryRLock() {
 		t.Fatal("the lock is not held")
 	}
