@@ -48,6 +48,7 @@ is made anew. Exit codes: 0 stopped as told, 1 failed, 2 wrong use.`,
 	f := cmd.Flags()
 	f.StringVar(&cfg.Listen, "listen", "", "HOST:PORT of the broker, in place of serve.listen in hawser.toml")
 	f.StringVar(&cfg.Metrics, "metrics", "", "HOST:PORT of the metrics, in place of serve.metrics")
+	f.StringVar(&cfg.API, "api", "", "HOST:PORT of the HTTPS API for services, in place of serve.api")
 	f.IntVar(&readyFD, "ready-fd", -1, "write the line \"ready ADDRESS\" to this descriptor, too")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd

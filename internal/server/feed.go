@@ -23,6 +23,9 @@ func (s *Server) follow(c registry.Change) {
 	ctx := context.Background()
 	switch c.Kind {
 	case registry.CertificateAdded:
+		if c.Principal.Kind == identity.Service {
+			s.renewals.renewed(c.Active.Fingerprint, c.Principal.Name)
+		}
 		s.br.AddCertificate(pinned(c.Active))
 	case registry.CertificateRemoved:
 		s.br.RemoveCertificate(c.Active.Fingerprint)
