@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -156,7 +157,7 @@ func TestRenewalRefusesBadRequests(t *testing.T) {
 	n := 0
 	for name, body := range map[string][]byte{
 		"nothing": nil, "garbage": []byte("x"), "P-384": made(p384), "RSA": made(rsaKey), "bad signature": pki.EncodeCSR(broken),
-		"too large": append(pemCSR(t, newKey(t)), make([]byte, apiBody)...),
+		"too large": append(pemCSR(t, newKey(t)), bytes.Repeat([]byte("\n"), apiBody)...),
 	} {
 		n++
 		_, app := r.service(fmt.Sprint("app-", string(rune('a'+n))))
@@ -183,6 +184,27 @@ func TestRenewalRate(t *testing.T) {
 	if code, _, text := r.renew(r.apiClient(&other), "POST", csr); code != http.StatusOK {
 		t.Error(code, text)
 	}
+}
+
+// Connections that say nothing are few, and give their place up.
+func TestRenewalConnections(t *testing.T) {
+	r := serve(t, makeFleet(t))
+	_, app := r.service("app")
+	var silent []net.Conn
+	for range apiConnections {
+		c, err := net.Dial("tcp", r.srv.APIAddr().String())
+		r.ok(err)
+		defer c.Close()
+		silent = append(silent, c)
+	}
+	if code, _, text := r.renew(r.apiClient(&app), "GET", nil); code != 0 {
+		t.Errorf("%d %s", code, text)
+	}
+	silent[0].Close()
+	until(t, "a free place", func() bool {
+		code, _, _ := r.renew(r.apiClient(&app), "GET", nil)
+		return code == http.StatusNotFound
+	})
 }
 
 // A certificate that was renewed and never replaced ends after a week.
