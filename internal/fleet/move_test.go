@@ -321,3 +321,49 @@ func TestListCA(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A new generation's key is kept like that of the one before: never in the clear
+// because nobody was asked for a passphrase.
+func TestNewGenerationIsKeptLikeTheLast(t *testing.T) {
+	uri, l := softToken(t), mustInit(t, false)
+	dir, stick := l.CADir("a"), t.TempDir()
+	make := func(n uint32, pass string, want Keeping) {
+		t.Helper()
+		ca, err := OpenCA(dir, ask(pass))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = ca.MakeGeneration(n, time.Now())
+		_, errAgain := ca.MakeGeneration(n, time.Now())
+		if err := errors.Join(err, errAgain, ca.Close()); err != nil {
+			t.Fatal(err)
+		}
+		list, err := ListCA(dir, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range list {
+			if k.Base == generationBase(n) && (k.Kept != want || k.Problem != "") {
+				t.Errorf("generation %d: %+v", n, k)
+			}
+		}
+		mustIssue(t, dir, pass, pass)
+	}
+	move := func(base, to, old, new string) {
+		t.Helper()
+		if _, err := (&Move{Dir: dir, Base: base, To: to, Old: ask(old), New: ask(new)}).Do(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	make(2, passA, KeptEncrypted)
+	for _, base := range []string{"root", "service"} { // one secret for all, so that mustIssue can sign
+		move(base, uri(base), passA, softPIN)
+	}
+	move("device-2", "file:"+filepath.Join(stick, "device-2.key"), passA, softPIN)
+	make(3, softPIN, KeptEncrypted)
+	if _, err := os.Stat(filepath.Join(stick, "device-3.key")); err != nil {
+		t.Error(err)
+	}
+	move("device-3", uri("device-3"), softPIN, softPIN)
+	make(4, softPIN, KeptOnToken)
+}

@@ -114,8 +114,11 @@ func (s *Server) watchExpiries(ctx context.Context) {
 	}
 }
 
-// stationExpiries lists the stations whose certificates end soon. A registry without
-// stations has none.
-func stationExpiries(context.Context, *registry.Registry, time.Time) ([]admin.Expiry, error) {
-	return nil, nil
+func stationExpiries(ctx context.Context, reg *registry.Registry, now time.Time) ([]admin.Expiry, error) {
+	list, err := reg.ExpiringStations(ctx, now.Add(expiresSoon))
+	var out []admin.Expiry
+	for _, c := range list {
+		out = append(out, admin.Expiry{Owner: c.Station, Kind: "station", NotAfter: admin.UTC(c.NotAfter)})
+	}
+	return out, err
 }

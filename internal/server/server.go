@@ -45,6 +45,7 @@ type Config struct {
 	Listen  string // in place of serve.listen
 	Metrics string // in place of serve.metrics
 	API     string // in place of serve.api
+	OnClone string // in place of devices.on_clone
 	Version string // for status and metrics
 	Logger  *slog.Logger
 
@@ -54,23 +55,24 @@ type Config struct {
 
 // Server is a running server.
 type Server struct {
-	cfg    Config
-	log    *slog.Logger
-	layout *fleet.Layout
-	lock   *durable.FileLock
-	reg    *registry.Registry
-	mlog   *msglog.Log
-	br     *broker.Broker
-	cmds   *command.Service
-	leaves *leaves
-	feed   *worker // follows the registry
-	work   *worker // follows the devices
-	up     *uplink
-	down   *downlink
-	seen   *presence
-
+	cfg      Config
+	log      *slog.Logger
+	layout   *fleet.Layout
+	lock     *durable.FileLock
+	reg      *registry.Registry
+	mlog     *msglog.Log
+	br       *broker.Broker
+	cmds     *command.Service
+	leaves   *leaves
+	feed     *worker // follows the registry
+	work     *worker // follows the devices
+	up       *uplink
+	down     *downlink
+	seen     *presence
 	renewals *renewals
 	rates    rates
+	dropped  tally
+	ahead    changes
 	start    registry.ServerStart
 	started  time.Time
 
@@ -114,6 +116,9 @@ func Run(ctx context.Context, cfg Config) error {
 // Start starts everything and returns when connections are accepted. Close must
 // follow.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
+	if err := checkOnClone(cfg.OnClone); err != nil {
+		return nil, err
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -322,7 +327,7 @@ func logConfig(c *config.Config, dir, credentials string) msglog.Config {
 func (s *Server) openBroker(ctx context.Context) error {
 	s.seen = newPresence(s.reg)
 	s.renewals = &renewals{reg: s.reg, log: s.log, work: s.work, newer: map[[32]byte]string{}}
-	s.up = &uplink{reg: s.reg, log: s.log, work: s.work}
+	s.up = &uplink{reg: s.reg, log: s.log, work: s.work, onClone: s.onClone()}
 	var err error
 	if s.down, err = newDownlink(ctx, s); err != nil {
 		return err
@@ -330,7 +335,7 @@ func (s *Server) openBroker(ctx context.Context) error {
 	s.br, err = broker.New(ctx, broker.Config{
 		Log: s.mlog, Store: s.reg, Limits: brokerLimits(s.layout.Config), Suites: s.layout.Config.TLS.SuiteIDs(),
 		Logger: s.log, Leaf: s.leaves.pick, Explain: s.explain,
-		Uplink: s.up.take, UplinkFloor: s.up.floor, Presence: s.seen.told,
+		Uplink: s.up.take, UplinkFloor: s.up.floor, Presence: s.seen.told, QueueDropped: s.queueDropped,
 		Admitted:   s.admitted,
 		Subscribed: func(id identity.ID, filter string) { s.work.do(func() { s.down.subscribed(id, filter) }) },
 	})
