@@ -365,5 +365,33 @@ func TestNewGenerationIsKeptLikeTheLast(t *testing.T) {
 		t.Error(err)
 	}
 	move("device-3", uri("device-3"), softPIN, softPIN)
+	stray, err := pki.CreateKey(uri("device-4"), ask(softPIN))
+	if err := errors.Join(err, pki.CloseKey(stray)); err != nil {
+		t.Fatal(err)
+	}
+	ca := mustCA(t, dir, softPIN)
+	if _, err := ca.MakeGeneration(4, time.Now()); !errors.Is(err, pki.ErrKeyThere) {
+		t.Error("somebody's key became the CA's:", err)
+	}
+	if err := ca.Close(); err != nil {
+		t.Fatal(err)
+	}
+	deleteFromToken(t, "device-4")
+	if err := os.Remove(filepath.Join(dir, "device-4.uri")); err != nil {
+		t.Fatal(err)
+	}
 	make(4, softPIN, KeptOnToken)
+}
+
+func deleteFromToken(t *testing.T, label string) {
+	t.Helper()
+	if _, err := exec.LookPath("pkcs11-tool"); err != nil {
+		t.Skip("the program pkcs11-tool is missing")
+	}
+	for _, kind := range []string{"privkey", "pubkey"} {
+		out, err := exec.Command("pkcs11-tool", "--module", softModule, "--login", "--pin", softPIN, "--delete-object", "--type", kind, "--label", label).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
 }
