@@ -143,6 +143,13 @@ func (a *app) showDevice(d *admin.DeviceDetail) {
 	a.fields("id", d.ID.String(), "status", d.State, "reason", d.Reason, "online", onlineText(d.Online), "class", d.Class,
 		"tags", strings.Join(d.Tags, " "), "note", d.Note, "key", d.Key.String(), "created", stamp(d.Created),
 		"enrolled", stamp(d.Enrolled), "last seen", stamp(d.LastSeen), "queue", queue)
+	if d.Station != "" {
+		hardware := ""
+		if d.Hardware != 0 {
+			hardware = strconv.Itoa(int(d.Hardware))
+		}
+		a.fields("station", d.Station, "  hardware", hardware, "  flashed", stamp(d.Flashed), "  block", d.Block.String())
+	}
 	if h := d.Hello; h != nil {
 		a.fields("hello", stamp(h.At), "  class", h.Class, "  firmware", h.Firmware, "  image", h.Image.String(), "  tls", h.TLS,
 			"  boot", h.Boot, "  features", strings.Join(h.Features, " "), "  encoding", h.Encoding)

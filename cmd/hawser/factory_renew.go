@@ -67,6 +67,8 @@ for one, and it brings a certificate for another year.`,
 	cmd.Flags().Lookup("dir").Usage += "; with --station, of the fleet"
 	r.sign.flags(cmd)
 	cmd.Flags().StringVar(&r.station, "station", "", "on the server: name of the station")
+	// The error is that there is no such flag: there is, one line above.
+	_ = cmd.RegisterFlagCompletionFunc("station", a.completeStation)
 	cmd.Flags().StringVar(&r.csr, "csr", "", "on the server: the request that the bench wrote; - is standard input")
 	cmd.Flags().StringVar(&r.out, "out", "", "on the server: file for the certificate")
 	return a.withJSON(cmd)

@@ -182,7 +182,7 @@ func apiError(err error) *admin.Error {
 		kind admin.Kind
 	}{
 		{registry.ErrNotFound, admin.NotFound}, {registry.ErrExists, admin.Conflict}, {registry.ErrKey, admin.Conflict},
-		{registry.ErrState, admin.Conflict}, {registry.ErrReserved, admin.Conflict}, {registry.ErrInvalid, admin.Invalid}, {registry.ErrClosed, admin.Unavailable},
+		{registry.ErrState, admin.Conflict}, {registry.ErrReserved, admin.Conflict}, {registry.ErrNotFree, admin.Conflict}, {registry.ErrInvalid, admin.Invalid}, {registry.ErrClosed, admin.Unavailable},
 		{command.ErrInvalid, admin.Invalid}, {message.ErrMessage, admin.Invalid}, {identity.ErrID, admin.Invalid},
 		{identity.ErrName, admin.Invalid}, {msglog.ErrUnavailable, admin.Unavailable}, {msglog.ErrClosed, admin.Unavailable},
 		{durable.ErrLocked, admin.Unavailable}, {fs.ErrExist, admin.Conflict},

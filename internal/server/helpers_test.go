@@ -31,7 +31,7 @@ import (
 const patience = 20 * time.Second
 
 // makeFleet makes a trial fleet for localhost.
-func makeFleet(t *testing.T, edit ...func(*fleet.InitOptions)) string {
+func makeFleet(t testing.TB, edit ...func(*fleet.InitOptions)) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "fleet")
 	o := fleet.InitOptions{Dir: dir, Domains: []string{"localhost"}, Trial: true}

@@ -65,7 +65,7 @@ func (b *Bench) Renew(der []byte, now time.Time) (*x509.Certificate, error) {
 		return nil, fmt.Errorf("the certificate is for station %q, not for %q: nothing was changed", name, b.Settings.Station)
 	case cert.Equal(b.station):
 		return cert, nil
-	case !cert.NotBefore.After(b.station.NotBefore):
+	case cert.NotBefore.Before(b.station.NotBefore):
 		return nil, fmt.Errorf("the certificate is older than the one in force, which ends at %s: nothing was changed", stamp(b.station.NotAfter))
 	}
 	if err := b.journal.AppendRenew(cert, b.key, now); err != nil {

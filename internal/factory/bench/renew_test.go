@@ -41,7 +41,7 @@ type safe struct {
 func newSafe(t testing.TB) *safe {
 	t.Helper()
 	name := pki.Name{Organisation: "Acme Pumps", Country: "DE"}
-	ca, err := pki.IssueDeviceCA(newKey(t), name, 1, fixedTime())
+	ca, err := pki.IssueDeviceCA(newKey(t), name, 1, fixedTime().AddDate(0, 0, -2))
 	must(t, ca, err)
 	a, err := pki.IssueBrokerRoot(newKey(t), name, "A", fixedTime())
 	must(t, a, err)
@@ -100,7 +100,7 @@ func TestRenewStation(t *testing.T) {
 	for name, der := range map[string][]byte{
 		"another CA's":      other.station(t, dir, "line1", later),
 		"another station's": s.station(t, dir, "line2", later),
-		"an older one":      s.station(t, dir, "line1", fixedTime()),
+		"an older one":      s.station(t, dir, "line1", fixedTime().AddDate(0, 0, -1)),
 		"damaged":           good[:len(good)-1],
 		"another key's":     issue(t, s, later),
 	} {
