@@ -252,7 +252,14 @@ func TestEndsAreTold(t *testing.T) {
 		_, err := r.api.AddService(t.Context(), admin.NewService{Name: name, Certificate: cert.Raw})
 		r.ok(err)
 	}
-	want := map[string]string{"localhost": admin.Warn7Days, "month": admin.Warn60Days, "week": admin.Warn30Days}
+	csr := csrOf(t, newKey(t))
+	key, err := pki.KeyFingerprint(csr.Pub)
+	r.ok(err)
+	r.ok(r.srv.reg.Update(t.Context(), func(tx *registry.Tx) error { return tx.RegisterStation("test", "line1", csr.DER, key) }))
+	bench := r.ca(func(ca *fleet.CA) (*x509.Certificate, error) { return ca.RenewStation("line1", csr, at(6)) })
+	_, err = r.api.RenewStation(t.Context(), "line1", csr.DER, bench.Raw)
+	r.ok(err)
+	want := map[string]string{"localhost": admin.Warn7Days, "line1": admin.Warn7Days, "month": admin.Warn60Days, "week": admin.Warn30Days}
 	s, err := r.api.Status(t.Context())
 	r.ok(err)
 	for _, e := range s.Certificates {
@@ -266,7 +273,7 @@ func TestEndsAreTold(t *testing.T) {
 	}
 	_, body := get(t, "http://"+r.srv.MetricsAddr().String()+"/metrics")
 	for _, line := range []string{`hawser_certificates_ending{within="60 days"} 1`, `hawser_certificates_ending{within="30 days"} 1`,
-		`hawser_certificates_ending{within="7 days"} 1`, `hawser_certificates_ending{within="expired"} 0`,
+		`hawser_certificates_ending{within="7 days"} 2`, `hawser_certificates_ending{within="expired"} 0`,
 		`hawser_certificate_expiry_seconds{kind="service",owner="week",renewed="no"} `} {
 		if !strings.Contains(body, line) {
 			t.Errorf("no %q in\n%s", line, body)

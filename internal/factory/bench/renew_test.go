@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/x509"
+	"encoding/hex"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -68,13 +69,19 @@ func newBench(t testing.TB, s *safe, uri string, pass func() ([]byte, error)) st
 	_, err := Init(dir, Settings{Station: "line1", Key: uri, Trial: strings.HasPrefix(uri, "file:"),
 		Probe: "gdb:127.0.0.1:1234,identity=0x20010000,trust=0x20011000"}, pass)
 	must(t, dir, err)
-	_, _, cert, err := pki.VerifyStationCA(s.station(t, dir, "line1", fixedTime()), []*x509.Certificate{s.ca.Cert})
-	must(t, cert, err)
-	file, err := factory.SignBlock(s.ca, &factory.Block{Fleet: [16]byte{7}, Station: "line1", ID: factory.BlockID{1}, IDs: []identity.ID{5, 6},
-		Expires: fixedTime().AddDate(1, 0, 0), DeviceCA: s.ca.Cert, StationCert: cert, Anchors: s.anchors})
-	_, errLoad := Load(dir, must(t, file, err), "")
-	must(t, file, errLoad)
+	_, err = Load(dir, s.block(t, dir, 1, fixedTime()), "")
+	must(t, dir, err)
 	return dir
+}
+
+// block is one for a year, with the ids 16n and 16n+1.
+func (s *safe) block(t testing.TB, dir string, n byte, at time.Time) []byte {
+	t.Helper()
+	_, _, cert, err := pki.VerifyStationCA(s.station(t, dir, "line1", at), []*x509.Certificate{s.ca.Cert})
+	must(t, cert, err)
+	file, err := factory.SignBlock(s.ca, &factory.Block{Fleet: [16]byte{7}, Station: "line1", ID: factory.BlockID{n},
+		IDs: []identity.ID{identity.ID(n) * 16, identity.ID(n)*16 + 1}, Expires: at.AddDate(1, 0, 0), DeviceCA: s.ca.Cert, StationCert: cert, Anchors: s.anchors})
+	return must(t, file, err)
 }
 
 // A certificate that has ended stops the bench; a new one for the same key, from the
@@ -88,6 +95,16 @@ func TestRenewStation(t *testing.T) {
 	must(t, path, err)
 	if after, err := os.ReadFile(path); err != nil || bytes.Equal(after, before) {
 		t.Error("the request is not a fresh one:", err)
+	}
+	changed := filepath.Join(dir, "other.key")
+	if err := pki.WriteKey(changed, newKey(t), nil); err != nil {
+		t.Fatal(err)
+	}
+	set, err := readSettings(dir)
+	must(t, set, err)
+	set.Key = "file:other.key"
+	if err := request(dir, set, nil); err == nil || !strings.Contains(err.Error(), "the key is another") {
+		t.Error(err)
 	}
 	later := fixedTime().AddDate(1, 0, 1)
 	b, err := Open(dir, nil, later)
@@ -126,6 +143,24 @@ func TestRenewStation(t *testing.T) {
 	if _, _, err := b.next(later); err == nil || !strings.Contains(err.Error(), "block") { // the block's end is another matter
 		t.Error(err)
 	}
+}
+
+// When the fleet has a new device CA, the one before certifies no bench any more.
+func TestRenewByTheOldCA(t *testing.T) {
+	old, s := newSafe(t), newSafe(t)
+	dir := newBench(t, old, KeyFile, nil)
+	now := fixedTime().AddDate(0, 1, 0)
+	ca := pki.Fingerprint(s.ca.Cert.Raw)
+	_, err := Load(dir, s.block(t, dir, 2, now), hex.EncodeToString(ca[:]))
+	must(t, dir, err)
+	b, err := Open(dir, nil, now)
+	must(t, b, err)
+	defer b.Close()
+	if _, err := b.Renew(old.station(t, dir, "line1", now.AddDate(0, 1, 0)), now); err == nil {
+		t.Error("taken in from the old CA")
+	}
+	c, err := b.Renew(s.station(t, dir, "line1", now.AddDate(0, 1, 0)), now)
+	must(t, c, err)
 }
 
 func issue(t testing.TB, s *safe, at time.Time) []byte {
