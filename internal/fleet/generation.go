@@ -25,8 +25,8 @@ const kindAnchors = "anchors"
 func generationBase(n uint32) string { return "device-" + strconv.FormatUint(uint64(n), 10) }
 
 // MakeGeneration gives the certificate of device CA n. If it is not there, it is made in
-// a directory that holds number n-1. uri says where its key is to be, "" means in the
-// directory, encrypted like its neighbours.
+// a directory that holds number n-1. uri says where its key is to be, "" means like that
+// of number n-1: see keyLike.
 func (c *CA) MakeGeneration(n uint32, uri string, now time.Time) (*x509.Certificate, error) {
 	base := generationBase(n)
 	if _, err := os.Stat(filepath.Join(c.dir, base+certSuffix)); err == nil {
@@ -43,7 +43,7 @@ func (c *CA) MakeGeneration(n uint32, uri string, now time.Time) (*x509.Certific
 	if have, err := pki.Generation(newest.Cert); err != nil || uint32(have)+1 != n {
 		return nil, errors.Join(fmt.Errorf("%s holds device CA %d, so it cannot make number %d", c.dir, have, n), err)
 	}
-	key, err := c.makeKey(base, uri)
+	key, err := c.newKey(base, uri)
 	if err != nil {
 		return nil, err
 	}
@@ -58,20 +58,26 @@ func (c *CA) MakeGeneration(n uint32, uri string, now time.Time) (*x509.Certific
 	return i.Cert, nil
 }
 
+// newKey makes the key of the CA called base where uri says, "" means like the newest
+// device CA's.
+func (c *CA) newKey(base, uri string) (crypto.Signer, error) {
+	if uri == "" {
+		return c.keyLike(c.newest, base)
+	}
+	return c.makeKey(base, uri)
+}
+
 // makeKey makes the key of the CA called base, or opens the one that an attempt before
 // has left there.
 func (c *CA) makeKey(base, uri string) (crypto.Signer, error) {
-	if uri != "" {
-		u, err := pki.ParseKeyURI(uri)
-		if err != nil {
-			return nil, err
-		}
-		if err := durable.WriteFile(filepath.Join(c.dir, base+uriSuffix), []byte(u.String()+"\n"), 0o600); err != nil {
-			return nil, err
-		}
-	}
-	u, err := caURI(c.dir, base)
+	u, err := pki.ParseKeyURI(uri)
 	if err != nil {
+		return nil, err
+	}
+	if err := durable.WriteFile(filepath.Join(c.dir, base+uriSuffix), []byte(u.String()+"\n"), 0o600); err != nil {
+		return nil, err
+	}
+	if u, err = caURI(c.dir, base); err != nil {
 		return nil, err
 	}
 	slot := c.slot(&u)
