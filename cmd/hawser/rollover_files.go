@@ -307,7 +307,7 @@ func (a *app) moveIfAll(ctx context.Context, c *admin.Client) error {
 	if _, err = c.MoveRollover(ctx); err != nil {
 		return err
 	}
-	if r, err = c.Rollover(ctx, maxNames); err != nil {
+	if r, err = c.RolloverIn(ctx, maxNames, "failed"); err != nil {
 		return err
 	}
 	return emitOne(a, r, func() { a.sayStarted(&r, c.Running()) })

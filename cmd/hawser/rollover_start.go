@@ -108,7 +108,7 @@ func (a *app) startRollover(ctx context.Context, c *admin.Client, o *rollover) e
 	if r, err = c.MoveRollover(ctx); err != nil {
 		return err
 	}
-	if r, err = c.Rollover(ctx, maxNames); err != nil {
+	if r, err = c.RolloverIn(ctx, maxNames, "failed"); err != nil {
 		return err
 	}
 	return emitOne(a, r, func() { a.sayStarted(&r, c.Running()) })
@@ -128,10 +128,8 @@ func (o *rollover) check(l *fleet.Layout) error {
 
 func (a *app) sayStarted(r *admin.Rollover, running bool) {
 	a.say("rollover %d has begun: %d devices", r.No, r.Devices)
-	for _, d := range r.Unproven {
-		if d.State == "failed" {
-			a.say("  %s failed: %s", d.ID, d.Reason)
-		}
+	for _, d := range r.Unproven { // only those that failed
+		a.say("  %s failed: %s", d.ID, d.Reason)
 	}
 	if !running {
 		a.note("no server runs: devices are offered what they lack once it does")

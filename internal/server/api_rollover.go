@@ -32,10 +32,11 @@ func (b *backend) rollover(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.rolloverOf(r.Context(), v, names)
+	return b.rolloverOf(r.Context(), v, names, p.text("state"))
 }
 
-func (b *backend) rolloverOf(ctx context.Context, v registry.Rollover, names int) (admin.Rollover, error) {
+// rolloverOf names devices that have not arrived, in one state if it is not "".
+func (b *backend) rolloverOf(ctx context.Context, v registry.Rollover, names int, state string) (admin.Rollover, error) {
 	out := admin.Rollover{No: v.No, FromGeneration: v.FromGeneration, ToGeneration: v.ToGeneration, FromAnchors: v.FromAnchors, ToAnchors: v.ToAnchors,
 		State: string(v.State), Started: admin.UTC(v.Started), Moving: admin.UTC(v.MovingSince), Ended: admin.UTC(v.Ended), By: v.Actor,
 		Counts: map[string]int{}, Unproven: []admin.RolloverDevice{}}
@@ -54,7 +55,7 @@ func (b *backend) rolloverOf(ctx context.Context, v registry.Rollover, names int
 		}
 		out.Devices++
 		out.Counts[string(m.Progress)]++
-		if m.Progress != registry.ProgressProven && len(out.Unproven) < names {
+		if m.Progress != registry.ProgressProven && len(out.Unproven) < names && (state == "" || state == string(m.Progress)) {
 			out.Unproven = append(out.Unproven, admin.RolloverDevice{ID: m.ID, State: string(m.Progress), Reason: m.Reason,
 				LastSeen: admin.UTC(m.LastSeen), Anchors: m.Anchors})
 		}
@@ -117,7 +118,7 @@ func (b *backend) planRollover(r *http.Request) (any, error) {
 		return nil, err
 	}
 	out := admin.RolloverPlan{}
-	if out.Rollover, err = b.rolloverOf(r.Context(), v, 0); err != nil {
+	if out.Rollover, err = b.rolloverOf(r.Context(), v, 0, ""); err != nil {
 		return nil, err
 	}
 	if b.srv != nil {
@@ -146,7 +147,7 @@ func (b *backend) startRollover(r *http.Request) (any, error) {
 		if !sameRollover(last, w) {
 			return nil, admin.Errorf(admin.Conflict, "rollover %d, which moves something else, is not over\nhint: hawser ca rollover status; then retire or abort it", last.No)
 		}
-		return b.rolloverOf(r.Context(), last, 0)
+		return b.rolloverOf(r.Context(), last, 0, "")
 	}
 	next, err := b.nextRollover(r.Context(), w)
 	if err != nil {
