@@ -129,11 +129,6 @@ func (b *backend) planRollover(r *http.Request) (any, error) {
 	return out, nil
 }
 
-// sameRollover reports whether v goes where w would.
-func sameRollover(v registry.Rollover, w admin.What) bool {
-	return (v.ToGeneration != 0) == w.Generation && (v.ToAnchors != 0) == w.Roots
-}
-
 func (b *backend) startRollover(r *http.Request) (any, error) {
 	var w admin.What
 	if err := read(r, &w); err != nil {
@@ -143,17 +138,21 @@ func (b *backend) startRollover(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if last.Open() {
-		if !sameRollover(last, w) {
-			return nil, admin.Errorf(admin.Conflict, "rollover %d, which moves something else, is not over\nhint: hawser ca rollover status; then retire or abort it", last.No)
-		}
-		return b.rolloverOf(r.Context(), last, 0, "")
+	if last.Open() && (last.ToGeneration != 0 || !w.Generation) && (last.ToAnchors != 0 || !w.Roots) {
+		return b.rolloverOf(r.Context(), last, 0, "") // goes on
 	}
 	next, err := b.nextRollover(r.Context(), w)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.update(r, func(tx *registry.Tx, actor string) error { _, err := tx.StartRollover(actor, next); return err }); err != nil {
+	err = b.update(r, func(tx *registry.Tx, actor string) error {
+		if last.Open() {
+			return tx.ExtendRollover(actor, next)
+		}
+		_, err := tx.StartRollover(actor, next)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	return b.rollover(r)
