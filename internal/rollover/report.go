@@ -31,11 +31,13 @@ func (s *Service) Report(id identity.ID, payload []byte) error {
 		s.failed(id, "refused: "+clean(m.Text))
 	case m.State == message.PKIInstalled:
 		s.progress(id, registry.ProgressInstalled, "")
-	case m.Text != "":
-		s.save(id, func(tx *registry.Tx) error { return tx.SaveAnchors(id, m.Anchors, m.Pending) })
-		s.failed(id, clean(m.Text))
 	default:
 		s.save(id, func(tx *registry.Tx) error { return tx.SaveAnchors(id, m.Anchors, m.Pending) })
+		if m.Text != "" {
+			s.failed(id, clean(m.Text))
+		} else {
+			s.Ready(id) // the next set may be due
+		}
 	}
 	return nil
 }
