@@ -30,7 +30,11 @@ func (s *Service) Report(id identity.ID, payload []byte) error {
 	case m.State == message.PKIRefused:
 		s.failed(id, "refused: "+clean(m.Text))
 	case m.State == message.PKIInstalled:
-		s.progress(id, registry.ProgressInstalled, "")
+		why := ""
+		if m.Text != "" { // it tried, and will try again
+			why = clean(m.Text)
+		}
+		s.progress(id, registry.ProgressInstalled, why)
 	default:
 		s.save(id, func(tx *registry.Tx) error { return tx.SaveAnchors(id, m.Anchors, m.Pending) })
 		if m.Text != "" {
