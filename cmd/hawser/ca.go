@@ -223,6 +223,10 @@ func (a *app) caIssueBroker() *cobra.Command {
 root in use; --root names the standby root, which devices know as well. A running server takes them up without dropping a connection.
 They last a year.
 
+While a device that slept through a move of the roots is still to come, the last of
+several domains is its way home: without --root it keeps the root that such a device
+pins.
+
 A trial fleet signs at once. Elsewhere --ca names the CA directory of that root, or
 request files are written, to be answered with "hawser ca sign" and "hawser ca import".`,
 		Example: `  hawser ca issue-broker --dir fleet
@@ -252,14 +256,55 @@ type issuedLeaf struct {
 	Request *admin.Request `json:"request,omitempty"`
 }
 
+// issueBroker serves each domain under the root that was named, or that its devices need.
 func (a *app) issueBroker(ctx context.Context, c *admin.Client, o *brokerOrder) error {
 	l, err := fleet.OpenLayout(a.dir)
 	if err != nil {
 		return err
 	}
-	if err := o.complete(l); err != nil {
+	r, err := c.Rollover(ctx, 0)
+	if err != nil {
 		return err
 	}
+	parts, err := o.split(l, r.OldestAnchors)
+	if err != nil {
+		return err
+	}
+	if parts, err = a.forThisCA(parts); err != nil {
+		return err
+	}
+	for _, part := range parts {
+		if err := a.issueUnder(ctx, c, l, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forThisCA leaves out what the directory in --ca cannot sign, unless that is all.
+func (a *app) forThisCA(parts []*brokerOrder) (mine []*brokerOrder, err error) {
+	var first error
+	for _, p := range parts {
+		switch err := p.checkRoot(); {
+		case err == nil:
+			mine = append(mine, p)
+		case first == nil:
+			first = err
+		}
+	}
+	if len(mine) == 0 {
+		return nil, first
+	}
+	for _, p := range parts {
+		if !slices.Contains(mine, p) {
+			a.note("%s stays as it is: its devices need root %s\nhint: --root %s --ca DIR", strings.Join(p.domains, ", "), p.root, p.root)
+		}
+	}
+	return mine, nil
+}
+
+// issueUnder makes the leaves under one root.
+func (a *app) issueUnder(ctx context.Context, c *admin.Client, l *fleet.Layout, o *brokerOrder) error {
 	ca, err := o.sign.open(l, o.root)
 	if err != nil {
 		return err
@@ -284,25 +329,35 @@ func (a *app) issueBroker(ctx context.Context, c *admin.Client, o *brokerOrder) 
 	})
 }
 
-// complete fills in what was not said, and refuses what does not fit the fleet
-// before a key is made.
-func (o *brokerOrder) complete(l *fleet.Layout) error {
+// split fills in what was not said, one order for each root, and refuses what does not
+// fit the fleet before a key is made. The first domain's comes first; a rescue domain may
+// need another root than the others. oldest is the lowest set that a device uses.
+func (o *brokerOrder) split(l *fleet.Layout, oldest uint64) ([]*brokerOrder, error) {
 	for _, d := range o.domains {
 		if !slices.Contains(l.Config.Fleet.Domains, d) {
-			return fmt.Errorf("%q is not a domain of this fleet: %s", d, strings.Join(l.Config.Fleet.Domains, ", "))
+			return nil, fmt.Errorf("%q is not a domain of this fleet: %s", d, strings.Join(l.Config.Fleet.Domains, ", "))
 		}
 	}
 	if len(o.domains) == 0 {
 		o.domains = l.Config.Fleet.Domains
 	}
-	if o.root == "" {
-		_, set, err := l.Anchors()
-		if err != nil {
-			return err
-		}
-		o.root = strings.ToLower(pki.RootLabel(set.InUse))
+	if o.root != "" {
+		return []*brokerOrder{o}, nil
 	}
-	return o.checkRoot()
+	var parts []*brokerOrder
+	for _, d := range o.domains {
+		want, err := l.WantedRoot(d, oldest)
+		if err != nil {
+			return nil, err
+		}
+		root := strings.ToLower(pki.RootLabel(want))
+		i := slices.IndexFunc(parts, func(p *brokerOrder) bool { return p.root == root })
+		if i < 0 {
+			i, parts = len(parts), append(parts, &brokerOrder{root: root, sign: o.sign})
+		}
+		parts[i].domains = append(parts[i].domains, d)
+	}
+	return parts, nil
 }
 
 // checkRoot refuses a --ca that is not the root that was asked for.

@@ -275,22 +275,24 @@ func (a *app) importAny(ctx context.Context, c *admin.Client, name, out string) 
 	if err != nil {
 		return err
 	}
+	var answered string // the request
 	switch kind {
 	case fleet.FileBulkResult:
-		err = a.importBulk(ctx, c, name)
+		answered, err = a.importBulk(ctx, c, name)
 	case fleet.FileRootsResult:
-		err = a.importRoots(ctx, c, name)
+		answered, err = a.importRoots(ctx, c, name)
 	default:
 		return a.importResult(ctx, c, name, out)
 	}
 	if err != nil {
 		return err
 	}
-	return a.moveIfAll(ctx, c)
+	return a.moveIfAll(ctx, c, answered)
 }
 
-// moveIfAll begins to move when nothing is missing any more.
-func (a *app) moveIfAll(ctx context.Context, c *admin.Client) error {
+// moveIfAll begins to move when nothing is missing any more. The request that was answered
+// goes last: until then the import can be started again.
+func (a *app) moveIfAll(ctx context.Context, c *admin.Client, answered string) error {
 	r, err := c.Rollover(ctx, 0)
 	if err != nil {
 		return err
@@ -300,52 +302,59 @@ func (a *app) moveIfAll(ctx context.Context, c *admin.Client) error {
 		return err
 	}
 	for _, path := range []string{generationRequest(l, &r), rootsRequest(l, r.ToAnchors)} {
-		if _, err := os.Stat(path); err == nil {
+		if _, err := os.Stat(path); err == nil && path != answered {
+			if err := durable.Remove(answered); err != nil {
+				return err
+			}
 			return emitOne(a, r, func() { a.say("imported; the rollover still waits for the answer to %s", path) })
 		}
 	}
 	if _, err = c.MoveRollover(ctx); err != nil {
 		return err
 	}
-	if r, err = c.Rollover(ctx, maxNames); err != nil {
+	if err := durable.Remove(answered); err != nil {
+		return err
+	}
+	if r, err = c.RolloverIn(ctx, maxNames, "failed"); err != nil {
 		return err
 	}
 	return emitOne(a, r, func() { a.sayStarted(&r, c.Running()) })
 }
 
-// importBulk reads the file twice: only a whole one is imported.
-func (a *app) importBulk(ctx context.Context, c *admin.Client, name string) error {
+// importBulk reads the file twice: only a whole one is imported. It gives the path of the
+// request that is answered.
+func (a *app) importBulk(ctx context.Context, c *admin.Client, name string) (request string, err error) {
 	f, err := os.Open(name)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer f.Close()
 	h, count, _, err := fleet.ReadBulk(f, nil)
 	if err != nil {
-		return fmt.Errorf("%s: %w: nothing was imported", name, err)
+		return "", fmt.Errorf("%s: %w: nothing was imported", name, err)
 	}
 	r, err := c.Rollover(ctx, 0)
 	if err != nil {
-		return err
+		return "", err
 	}
 	l, err := fleet.OpenLayout(a.dir)
 	if err != nil {
-		return err
+		return "", err
 	}
-	request := generationRequest(l, &r)
+	request = generationRequest(l, &r)
 	if err := answers(request, h.Request); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return "", fmt.Errorf("%s: %w", name, err)
 	}
 	if err := c.RolloverCA(ctx, h.CA); err != nil {
-		return err
+		return "", err
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return err
+		return "", err
 	}
 	if err := a.importParts(ctx, c, f, count); err != nil {
-		return err
+		return "", err
 	}
-	return durable.Remove(request)
+	return request, nil
 }
 
 // answers holds a result against the request that waits here.
@@ -401,40 +410,40 @@ func (a *app) importParts(ctx context.Context, c *admin.Client, in io.Reader, co
 	return send()
 }
 
-func (a *app) importRoots(ctx context.Context, c *admin.Client, name string) error {
+func (a *app) importRoots(ctx context.Context, c *admin.Client, name string) (request string, err error) {
 	file, err := readFile(name)
 	if err != nil {
-		return err
+		return "", err
 	}
 	res, err := fleet.ParseRootsResult(file)
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return "", fmt.Errorf("%s: %w", name, err)
 	}
 	r, err := c.Rollover(ctx, 0)
 	if err != nil {
-		return err
+		return "", err
 	}
 	l, err := fleet.OpenLayout(a.dir)
 	if err != nil {
-		return err
+		return "", err
 	}
-	request := rootsRequest(l, r.ToAnchors)
+	request = rootsRequest(l, r.ToAnchors)
 	if err := answers(request, res.Request); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return "", fmt.Errorf("%s: %w", name, err)
 	}
 	if err := c.RolloverAnchors(ctx, res.Anchors); err != nil {
-		return err
+		return "", err
 	}
 	var ders [][]byte
 	for _, text := range res.Leaves {
 		cert, err := pki.ParseCert([]byte(text))
 		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return "", fmt.Errorf("%s: %w", name, err)
 		}
 		ders = append(ders, cert.Raw)
 	}
 	if err := c.RolloverLeaves(ctx, ders); err != nil {
-		return err
+		return "", err
 	}
-	return durable.Remove(request)
+	return request, nil
 }

@@ -108,7 +108,7 @@ func (a *app) startRollover(ctx context.Context, c *admin.Client, o *rollover) e
 	if r, err = c.MoveRollover(ctx); err != nil {
 		return err
 	}
-	if r, err = c.Rollover(ctx, maxNames); err != nil {
+	if r, err = c.RolloverIn(ctx, maxNames, "failed"); err != nil {
 		return err
 	}
 	return emitOne(a, r, func() { a.sayStarted(&r, c.Running()) })
@@ -128,10 +128,8 @@ func (o *rollover) check(l *fleet.Layout) error {
 
 func (a *app) sayStarted(r *admin.Rollover, running bool) {
 	a.say("rollover %d has begun: %d devices", r.No, r.Devices)
-	for _, d := range r.Unproven {
-		if d.State == "failed" {
-			a.say("  %s failed: %s", d.ID, d.Reason)
-		}
+	for _, d := range r.Unproven { // only those that failed
+		a.say("  %s failed: %s", d.ID, d.Reason)
 	}
 	if !running {
 		a.note("no server runs: devices are offered what they lack once it does")
@@ -169,17 +167,59 @@ func (a *app) resign(ctx context.Context, c *admin.Client, ca *fleet.CA, r *admi
 	if err != nil {
 		return err
 	}
-	p := &progress{app: a, live: terminal(a.err)}
-	defer p.end()
-	next := time.Now().Add(quietFor)
-	var total admin.Taken
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	parts := make(chan []admin.Resigned, 1) // one is signed while the one before is written down
+	go func() {
+		defer close(parts)
+		if err := signParts(ctx, c, sign, parts); err != nil {
+			cancel(err)
+		}
+	}()
+	if err := a.takeParts(ctx, c, parts); err != nil {
+		cancel(err)
+		for range parts { // lets it end
+		}
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+// signParts signs for all devices that have no certificate yet.
+func signParts(ctx context.Context, c *admin.Client, sign func([]fleet.Resign) ([]fleet.Resigned, error), parts chan<- []admin.Resigned) error {
 	for after := identity.ID(0); ; {
 		list, err := c.Unsigned(ctx, after, signPart)
 		if err != nil || len(list) == 0 {
 			return err
 		}
-		after = list[len(list)-1].ID
-		taken, err := signAndImport(ctx, c, sign, list)
+		orders := make([]fleet.Resign, len(list))
+		for i, u := range list {
+			after, orders[i] = u.ID, fleet.Resign{ID: u.ID, CSR: u.CSR, Old: u.Certificate}
+		}
+		answers, err := sign(orders)
+		if err != nil {
+			return err
+		}
+		out := make([]admin.Resigned, len(answers))
+		for i, v := range answers {
+			out[i] = resigned(v)
+		}
+		select {
+		case parts <- out:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// takeParts imports what was signed.
+func (a *app) takeParts(ctx context.Context, c *admin.Client, parts <-chan []admin.Resigned) error {
+	p := &progress{app: a, live: terminal(a.err)}
+	defer p.end()
+	next := time.Now().Add(quietFor)
+	var total admin.Taken
+	for part := range parts {
+		taken, err := c.RolloverCertificates(ctx, part)
 		if err != nil {
 			return fmt.Errorf("%d certificates are imported, then: %w\nhint: start it again, it goes on there", total.Added, err)
 		}
@@ -190,22 +230,7 @@ func (a *app) resign(ctx context.Context, c *admin.Client, ca *fleet.CA, r *admi
 			p.show("%d certificates signed and imported, %d refused", total.Added, total.Refused)
 		}
 	}
-}
-
-func signAndImport(ctx context.Context, c *admin.Client, sign func([]fleet.Resign) ([]fleet.Resigned, error), list []admin.Unsigned) (admin.Taken, error) {
-	orders := make([]fleet.Resign, len(list))
-	for i, u := range list {
-		orders[i] = fleet.Resign{ID: u.ID, CSR: u.CSR, Old: u.Certificate}
-	}
-	answers, err := sign(orders)
-	if err != nil {
-		return admin.Taken{}, err
-	}
-	out := make([]admin.Resigned, len(answers))
-	for i, v := range answers {
-		out[i] = resigned(v)
-	}
-	return c.RolloverCertificates(ctx, out)
+	return nil
 }
 
 func resigned(v fleet.Resigned) admin.Resigned {

@@ -85,9 +85,15 @@ func whatQuery(w What) url.Values {
 
 // Rollover tells how far the last rollover has come, with up to names of the devices that
 // have not arrived.
-func (c *Client) Rollover(ctx context.Context, names int) (r Rollover, err error) {
+func (c *Client) Rollover(ctx context.Context, names int) (Rollover, error) {
+	return c.RolloverIn(ctx, names, "")
+}
+
+// RolloverIn is Rollover with the names of the devices in one state alone.
+func (c *Client) RolloverIn(ctx context.Context, names int, state string) (r Rollover, err error) {
 	q := query{}
 	q.number("names", uint64(names))
+	q.set("state", state)
 	return r, c.call(ctx, "GET", "rollover", url.Values(q), nil, &r)
 }
 

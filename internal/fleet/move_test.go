@@ -368,7 +368,7 @@ func TestNewGenerationIsKeptLikeTheLast(t *testing.T) {
 		t.Fatal(err)
 	}
 	ca := mustCA(t, dir, softPIN)
-	if _, err := ca.MakeGeneration(4, time.Now()); !errors.Is(err, pki.ErrKeyThere) {
+	if _, err := ca.MakeGeneration(4, "", time.Now()); !errors.Is(err, pki.ErrKeyThere) {
 		t.Error("somebody's key became the CA's:", err)
 	}
 	if err := ca.Close(); err != nil {

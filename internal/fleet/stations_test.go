@@ -111,6 +111,20 @@ func TestSafeKeepsJournals(t *testing.T) {
 	if got[0].Cert == nil || got[1].Cert == nil || got[2].Cert != nil {
 		t.Errorf("%v, %v, %v", got[0].Refused, got[1].Refused, got[2].Refused)
 	}
+	ask := func(csr *pki.CSR) error {
+		q, err := pki.NewRequest(l.FleetID(), pki.KindDevice, "00000032", csr)
+		must(t, err)
+		file, err := q.Encode()
+		must(t, err)
+		_, err = ca.SignRequest(file, func(string, string) (string, error) { return "", errors.New("asked") }, time.Now())
+		return err
+	}
+	if err := ask(b.units[0x32]); err != nil {
+		t.Errorf("a single request that the journal vouches for: %v", err)
+	}
+	if err := ask(other.units[0x31]); err == nil || errors.Is(err, ErrNotConfirmed) {
+		t.Errorf("a single request that contradicts the journal: %v", err)
+	}
 	kept := filepath.Join(l.CADir("a"), stationsDir, "line1.journal")
 	must(t, os.WriteFile(kept, bytes.Replace(whole, []byte("00000032"), []byte("00000042"), 1), 0o600))
 	if _, err := ca.Flashed(); err == nil {

@@ -54,6 +54,28 @@ func (tx *Tx) StartRollover(actor string, r Rollover) (int64, error) {
 	return no, tx.audit(actor, "rollover.start", fmt.Sprint(no), detail{"generation": fmt.Sprint(r.ToGeneration), "anchors": fmt.Sprint(r.ToAnchors)})
 }
 
+// ExtendRollover adds to the open rollover what it does not move yet: an emergency does not
+// wait for the end of a planned one.
+func (tx *Tx) ExtendRollover(actor string, more Rollover) error {
+	r, err := tx.openRollover()
+	if err != nil {
+		return err
+	}
+	if r.ToGeneration == 0 {
+		r.FromGeneration, r.ToGeneration = more.FromGeneration, more.ToGeneration
+	}
+	if r.ToAnchors == 0 {
+		r.FromAnchors, r.ToAnchors = more.FromAnchors, more.ToAnchors
+	}
+	err = tx.exec(`UPDATE rollovers SET from_generation = ?, to_generation = ?, from_anchors = ?, to_anchors = ? WHERE no = ?`,
+		int64(r.FromGeneration), int64(r.ToGeneration), int64(r.FromAnchors), int64(r.ToAnchors), r.No)
+	if err != nil {
+		return err
+	}
+	tx.tell(Change{Kind: RolloverChanged})
+	return tx.audit(actor, "rollover.extend", fmt.Sprint(r.No), detail{"generation": fmt.Sprint(r.ToGeneration), "anchors": fmt.Sprint(r.ToAnchors)})
+}
+
 // openRollover reads the open rollover; none is ErrState.
 func (tx *Tx) openRollover() (Rollover, error) {
 	s, err := tx.w.stmt(`SELECT ` + rolloverColumns + ` FROM rollovers WHERE open = 1`)
@@ -71,7 +93,7 @@ func (tx *Tx) openRollover() (Rollover, error) {
 // To where it stands already changes nothing.
 func (tx *Tx) RolloverStep(actor string, to RolloverState) error {
 	r, err := tx.openRollover()
-	if err != nil || r.State == to {
+	if err != nil || r.State == to && to != RolloverMoving {
 		return err
 	}
 	rank := func(s RolloverState) int {
@@ -83,6 +105,10 @@ func (tx *Tx) RolloverStep(actor string, to RolloverState) error {
 	if to == RolloverMoving {
 		if err := tx.mayMove(r); err != nil {
 			return err
+		}
+		tx.tell(Change{Kind: RolloverChanged})
+		if r.State == to { // it was extended, or devices were added
+			return nil
 		}
 		if err := tx.exec(`UPDATE rollovers SET moving = ? WHERE no = ?`, ms(tx.now), r.No); err != nil {
 			return err

@@ -32,12 +32,18 @@ func (s *Service) Report(id identity.ID, payload []byte) error {
 	case m.State == message.PKIInstalled && m.Text != "":
 		s.progress(id, registry.ProgressInstalled, "not used yet: "+clean(m.Text))
 	case m.State == message.PKIInstalled:
-		s.progress(id, registry.ProgressInstalled, "")
-	case m.Text != "":
-		s.save(id, func(tx *registry.Tx) error { return tx.SaveAnchors(id, m.Anchors, m.Pending) })
-		s.failed(id, clean(m.Text))
+		why := ""
+		if m.Text != "" { // it tried, and will try again
+			why = clean(m.Text)
+		}
+		s.progress(id, registry.ProgressInstalled, why)
 	default:
 		s.save(id, func(tx *registry.Tx) error { return tx.SaveAnchors(id, m.Anchors, m.Pending) })
+		if m.Text != "" {
+			s.failed(id, clean(m.Text))
+		} else {
+			s.Ready(id) // the next set may be due
+		}
 	}
 	return nil
 }

@@ -76,6 +76,7 @@ type Service struct {
 	last   map[identity.ID]seen      // mu; what each device was last admitted with
 	done   map[identity.ID]struct{}  // mu; devices that lack nothing at present
 	saving map[identity.ID]int       // mu; changes of a device that are not committed yet
+	held   map[identity.ID]struct{}  // mu; devices that Run was to look at meanwhile
 	queue  []identity.ID             // mu; devices to look at, each once
 	queued map[identity.ID]struct{}  // mu
 	flying map[identity.ID]time.Time // mu; when each gives its place away
@@ -90,7 +91,7 @@ type seen struct {
 // New makes the service of what is in the store. Nothing is sent before Run.
 func New(ctx context.Context, cfg Config) (*Service, error) {
 	s := &Service{cfg: cfg, wake: make(chan struct{}, 1), last: map[identity.ID]seen{}, done: map[identity.ID]struct{}{},
-		saving: map[identity.ID]int{}, queued: map[identity.ID]struct{}{}, flying: map[identity.ID]time.Time{}}
+		saving: map[identity.ID]int{}, held: map[identity.ID]struct{}{}, queued: map[identity.ID]struct{}{}, flying: map[identity.ID]time.Time{}}
 	err := cfg.Store.Fingerprints(ctx, func(id identity.ID, f [32]byte) { s.last[id] = seen{print: short(f)} })
 	if err == nil {
 		err = s.load(ctx)
@@ -185,12 +186,12 @@ func (s *Service) Admitted(id identity.ID, fingerprint [32]byte, leaf *x509.Cert
 	s.last[id] = seen{short(fingerprint), leaf}
 	s.mu.Unlock()
 	if !same {
-		s.save(id, func(tx *registry.Tx) error { return tx.SaveFingerprint(id, fingerprint) })
+		s.save(id, func(tx *registry.Tx) error { return tx.SaveFingerprint(id, fingerprint) }) // its subscription comes next
 	}
 }
 
-// save writes a change of a device and looks at it again afterwards. Until then Run
-// leaves it alone: it would judge by what is no longer true.
+// save writes a change of a device. Until that is done Run leaves the device alone: it
+// would judge by what is no longer true.
 func (s *Service) save(id identity.ID, apply func(*registry.Tx) error) {
 	s.mu.Lock()
 	s.saving[id]++
@@ -215,6 +216,9 @@ func (s *Service) submit(id identity.ID, apply func(*registry.Tx) error) {
 			delete(s.saving, id)
 		}
 		delete(s.done, id)
-		s.enqueue(id)
+		if _, waits := s.held[id]; waits {
+			delete(s.held, id)
+			s.enqueue(id)
+		}
 	})
 }

@@ -57,7 +57,8 @@ func (s *Service) next(now time.Time) (identity.ID, bool) {
 		}
 		s.queue = slices.Delete(s.queue, i, i+1)
 		delete(s.queued, id)
-		if s.saving[id] > 0 { // comes back when that is committed
+		if s.saving[id] > 0 {
+			s.held[id] = struct{}{}
 			i--
 			continue
 		}

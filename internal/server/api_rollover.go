@@ -32,10 +32,11 @@ func (b *backend) rollover(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.rolloverOf(r.Context(), v, names)
+	return b.rolloverOf(r.Context(), v, names, p.text("state"))
 }
 
-func (b *backend) rolloverOf(ctx context.Context, v registry.Rollover, names int) (admin.Rollover, error) {
+// rolloverOf names devices that have not arrived, in one state if it is not "".
+func (b *backend) rolloverOf(ctx context.Context, v registry.Rollover, names int, state string) (admin.Rollover, error) {
 	out := admin.Rollover{No: v.No, FromGeneration: v.FromGeneration, ToGeneration: v.ToGeneration, FromAnchors: v.FromAnchors, ToAnchors: v.ToAnchors,
 		State: string(v.State), Started: admin.UTC(v.Started), Moving: admin.UTC(v.MovingSince), Ended: admin.UTC(v.Ended), By: v.Actor,
 		Counts: map[string]int{}, Unproven: []admin.RolloverDevice{}}
@@ -54,7 +55,7 @@ func (b *backend) rolloverOf(ctx context.Context, v registry.Rollover, names int
 		}
 		out.Devices++
 		out.Counts[string(m.Progress)]++
-		if m.Progress != registry.ProgressProven && len(out.Unproven) < names {
+		if m.Progress != registry.ProgressProven && len(out.Unproven) < names && (state == "" || state == string(m.Progress)) {
 			out.Unproven = append(out.Unproven, admin.RolloverDevice{ID: m.ID, State: string(m.Progress), Reason: m.Reason,
 				LastSeen: admin.UTC(m.LastSeen), Anchors: m.Anchors})
 		}
@@ -117,7 +118,7 @@ func (b *backend) planRollover(r *http.Request) (any, error) {
 		return nil, err
 	}
 	out := admin.RolloverPlan{}
-	if out.Rollover, err = b.rolloverOf(r.Context(), v, 0); err != nil {
+	if out.Rollover, err = b.rolloverOf(r.Context(), v, 0, ""); err != nil {
 		return nil, err
 	}
 	if b.srv != nil {
@@ -126,11 +127,6 @@ func (b *backend) planRollover(r *http.Request) (any, error) {
 	out.Signing = float64(out.Unsigned) / signPerSecond
 	out.Move = float64(out.Online) / movePerSecond
 	return out, nil
-}
-
-// sameRollover reports whether v goes where w would.
-func sameRollover(v registry.Rollover, w admin.What) bool {
-	return (v.ToGeneration != 0) == w.Generation && (v.ToAnchors != 0) == w.Roots
 }
 
 func (b *backend) startRollover(r *http.Request) (any, error) {
@@ -142,17 +138,21 @@ func (b *backend) startRollover(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if last.Open() {
-		if !sameRollover(last, w) {
-			return nil, admin.Errorf(admin.Conflict, "rollover %d, which moves something else, is not over\nhint: hawser ca rollover status; then retire or abort it", last.No)
-		}
-		return b.rolloverOf(r.Context(), last, 0)
+	if last.Open() && (last.ToGeneration != 0 || !w.Generation) && (last.ToAnchors != 0 || !w.Roots) {
+		return b.rolloverOf(r.Context(), last, 0, "") // goes on
 	}
 	next, err := b.nextRollover(r.Context(), w)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.update(r, func(tx *registry.Tx, actor string) error { _, err := tx.StartRollover(actor, next); return err }); err != nil {
+	err = b.update(r, func(tx *registry.Tx, actor string) error {
+		if last.Open() {
+			return tx.ExtendRollover(actor, next)
+		}
+		_, err := tx.StartRollover(actor, next)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	return b.rollover(r)

@@ -162,7 +162,7 @@ func (r *rig) logged(words ...string) {
 	})
 }
 
-func csrOf(t *testing.T, key *ecdsa.PrivateKey) *pki.CSR {
+func csrOf(t testing.TB, key *ecdsa.PrivateKey) *pki.CSR {
 	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "x"}}, key)
 	if err != nil {

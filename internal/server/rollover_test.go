@@ -329,6 +329,24 @@ func TestSleeperComesHome(t *testing.T) {
 	})
 }
 
+// TestEmergencyDuringARollover: the roots move while the fleet is on its way to another
+// generation, and one retire ends both.
+func TestEmergencyDuringARollover(t *testing.T) {
+	r := serve(t, makeFleet(t, twoDomains))
+	one, late := r.unit("ABCD0001"), r.unit("ABCD0002")
+	one.on()
+	first := r.roll(admin.What{Generation: true})
+	r.proven(1)
+	if second := r.roll(admin.What{Roots: true}); second.No != first.No || second.ToGeneration != 2 || second.ToAnchors != 2 {
+		t.Errorf("another rollover: %+v", second)
+	}
+	r.proven(1)
+	late.on()
+	r.proven(2)
+	_, err := r.api.RetireRollover(t.Context(), nil)
+	r.ok(err)
+}
+
 // TestAnchorsThatDoNotFollow: the server takes no set but the one that the standby root
 // signed, and no leaf stays behind.
 func TestAnchorsThatDoNotFollow(t *testing.T) {
