@@ -108,6 +108,7 @@ func (b *backend) handler() http.Handler {
 		"GET /v1/status":                              b.status,
 		"GET /v1/devices":                             b.devices,
 		"GET /v1/devices/{id}":                        b.device,
+		"GET /v1/devices/{id}/reserved":               b.checkReserved,
 		"POST /v1/reserve":                            b.reserve,
 		"POST /v1/devices/{id}/enroll":                b.enroll,
 		"POST /v1/enroll":                             b.enrollMany,

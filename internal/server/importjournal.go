@@ -40,15 +40,16 @@ func (b *backend) importJournal(w http.ResponseWriter, r *http.Request) {
 func journalError(err error) error {
 	e := apiError(err)
 	var line *factory.LineError
-	if e.Kind == admin.Failed && (errors.As(err, &line) || errors.Is(err, factory.ErrFork) || errors.Is(err, factory.ErrJournal)) {
-		e.Kind = admin.Conflict
+	kind := e.Kind
+	if errors.As(err, &line) || errors.Is(err, factory.ErrFork) || errors.Is(err, factory.ErrJournal) {
+		kind = admin.Conflict // the command line was right
 	}
 	text, hint, hinted := strings.Cut(e.Text, "\n")
 	text += ": nothing was imported"
 	if hinted {
 		text += "\n" + hint
 	}
-	return &admin.Error{Kind: e.Kind, Text: text}
+	return &admin.Error{Kind: kind, Text: text}
 }
 
 // takeJournal reads the whole journal, and only then changes anything.
