@@ -102,6 +102,10 @@ func (tx *Tx) stationKey(actor, name string, csr []byte, key [32]byte) error {
 // ReserveBlock draws count free ids for a station and keeps them for it for ever. Ids in
 // avoid are passed over. b names all but the ids, which it gets.
 func (tx *Tx) ReserveBlock(actor string, b *Block, count int, avoid map[identity.ID]bool) error {
+	return tx.reserveBlock(actor, b, count, avoid, func() (identity.ID, error) { return identity.RandomID(rand.Reader) })
+}
+
+func (tx *Tx) reserveBlock(actor string, b *Block, count int, avoid map[identity.ID]bool, draw func() (identity.ID, error)) error {
 	var state StationState
 	if err := tx.row(`SELECT state FROM stations WHERE name = ?`, []any{b.Station}, &state); err != nil {
 		return fmt.Errorf("station %s: %w", b.Station, err)
@@ -116,7 +120,7 @@ func (tx *Tx) ReserveBlock(actor string, b *Block, count int, avoid map[identity
 		return err
 	}
 	for n := 0; n < count; {
-		id, err := identity.RandomID(rand.Reader)
+		id, err := draw()
 		if err != nil {
 			return err
 		}

@@ -175,6 +175,23 @@ func TestReservedIDs(t *testing.T) {
 	}
 }
 
+// An id that a device has is not reserved: with a source of ids that gives it first, the next is taken.
+func TestReserveAvoidsDevices(t *testing.T) {
+	r := newRegistry(t, Options{})
+	must(t, r, enrol(7))
+	b := Block{ID: [16]byte{1}, Station: "line1", Expires: time.Now()}
+	must(t, r, func(tx *Tx) error {
+		if err := tx.RegisterStation("test", "line1", []byte{1}, keyOf(1)); err != nil {
+			return err
+		}
+		next := identity.ID(6)
+		return tx.reserveBlock("test", &b, 2, nil, func() (identity.ID, error) { next++; return next, nil })
+	})
+	if fmt.Sprint(b.IDs) != "[00000008 00000009]" {
+		t.Error(b.IDs)
+	}
+}
+
 // The key that a station was certified with is its key, until it is renewed.
 func TestStationKey(t *testing.T) {
 	r := newRegistry(t, Options{})
