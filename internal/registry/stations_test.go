@@ -1,8 +1,12 @@
 package registry
 
 import (
+	"bufio"
+	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -221,6 +225,88 @@ func TestStationKey(t *testing.T) {
 		t.Errorf("%+v, %v", list, err)
 	}
 	refused(t, r, ErrNotFound, func(tx *Tx) error { return tx.SignedBlock("test", [16]byte{9}, stationCert("line1", 3)) })
+}
+
+// importOnce imports all ids of block 1 as units and says when it begins, when all rows
+// are written, and when they are committed.
+func importOnce(path string) error {
+	r, err := Open(context.Background(), path, Options{})
+	if err != nil {
+		return err
+	}
+	b, err := r.Block(context.Background(), [16]byte{1})
+	if err != nil {
+		return err
+	}
+	part := JournalPart{Station: "line1", Lines: 3, Head: head(1)}
+	for i := range b.IDs {
+		part.Units = append(part.Units, unitOf(b, i, 1000+i))
+	}
+	fmt.Println("begin")
+	err = r.Update(context.Background(), func(tx *Tx) error {
+		err := tx.ImportJournal("test", &part)
+		fmt.Println("written")
+		return err
+	})
+	fmt.Println("committed")
+	return err
+}
+
+// TestKillLeavesNoHalfImport kills a process in the middle of an import: before it is
+// acknowledged all of it is there or nothing, afterwards all.
+func TestKillLeavesNoHalfImport(t *testing.T) {
+	const count = 300
+	for _, at := range []string{"begin", "begin", "begin", "written", "written", "written", "committed"} {
+		r := newRegistry(t, Options{})
+		b := reserve(t, r, "line1", 500, count, 1)
+		path, before := r.Path(), auditCount(t, r)
+		r.Close()
+		killAt(t, child(t, "import", path), at)
+		r = reopen(t, path, Options{})
+		list, err := r.Devices(t.Context(), DeviceFilter{Limit: 2 * count})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := r.Station(t.Context(), "line1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		use, err := r.Blocks(t.Context(), "line1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		audited := auditCount(t, r) - before
+		none := len(list) == 0 && s.Lines == 0 && use[0].Free == count && audited == 0
+		all := len(list) == count && s.Lines == 3 && use[0].Used == count && audited == count+1
+		if !all && (!none || at == "committed") {
+			t.Errorf("killed at %q: %d devices, %d lines, %+v, %d audit rows", at, len(list), s.Lines, use[0], audited)
+		}
+		if none {
+			part := JournalPart{Station: "line1", Lines: 3, Head: head(1), Units: []Unit{unitOf(b, 0, 1)}}
+			must(t, r, func(tx *Tx) error { return tx.ImportJournal("test", &part) })
+		}
+	}
+}
+
+// killAt kills cmd when it prints a line.
+func killAt(t *testing.T, cmd *exec.Cmd, at string) {
+	t.Helper()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if lines.Text() == at {
+			if err := cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+				t.Fatal(err)
+			}
+			break
+		}
+	}
+	_ = cmd.Wait() // killed, or just done
 }
 
 // BenchmarkImportUnits takes in 5,000 units at a time, each time with one commit.

@@ -45,6 +45,9 @@ func journalError(err error) error {
 		kind = admin.Conflict // the command line was right
 	}
 	text, hint, hinted := strings.Cut(e.Text, "\n")
+	if errors.Is(err, factory.ErrFork) {
+		hint, hinted = "hint: copy the journal from the bench once more; if it is the same, the bench was set back or another has its key", true
+	}
 	text += ": nothing was imported"
 	if hinted {
 		text += "\n" + hint
