@@ -25,10 +25,13 @@ import (
 )
 
 func (a *app) caCommand() *cobra.Command {
-	return group("ca", "sign at the safe, and bring the results to the server", `ca is the production way to a signature. The server has no CA key: what needs one
+	return group("ca", "sign at the safe, bring the results to the server, keep the keys", `ca is the production way to a signature. The server has no CA key: what needs one
 becomes a request file in server/requests. Carry it to the safe, "hawser ca sign" it
 there, carry the result back, and "hawser ca import" it. Each result fits one request
-and is imported once. In a trial fleet nothing of this is needed.`, a.caSign(), a.caImport(), a.caIssueBroker())
+and is imported once. In a trial fleet nothing of this is needed.
+
+The key of a CA is a file, encrypted, or an object on a PKCS#11 token: "hawser ca list"
+tells where each one is, "hawser ca move" puts it elsewhere.`, a.caSign(), a.caImport(), a.caIssueBroker(), a.caList(), a.caMove(), a.caRollover())
 }
 
 func (a *app) caSign() *cobra.Command {
@@ -92,7 +95,7 @@ func (a *app) signRequest(name, out string, s *signer) error {
 // openCA waits while another process signs, and says so.
 func (a *app) openCA(s *signer) (*fleet.CA, error) {
 	defer a.busy(context.Background(), "waiting for another process that signs with %s", s.dir)()
-	return fleet.OpenCA(s.dir, func() ([]byte, error) { return s.pass.known(s.dir) })
+	return s.openDir(s.dir)
 }
 
 // confirm is fleet.Confirm: it shows the request and reads a line from standard input.
@@ -192,7 +195,7 @@ func writeCertificates(result []byte, out string) error {
 
 // brokerOrder is what issue-broker is told.
 type brokerOrder struct {
-	root    string // a or b, "" is the one in use
+	root    string // a letter, "" is the one in use
 	domains []string
 	sign    signer
 }
@@ -200,10 +203,10 @@ type brokerOrder struct {
 func (a *app) caIssueBroker() *cobra.Command {
 	var o brokerOrder
 	cmd := &cobra.Command{
-		Use:   "issue-broker [--root a|b]",
+		Use:   "issue-broker [--root LETTER]",
 		Short: "make new certificates for the broker",
-		Long: `issue-broker makes a new key and certificate for each domain of the fleet, under root A
-or B; devices know both. A running server takes them up without dropping a connection.
+		Long: `issue-broker makes a new key and certificate for each domain of the fleet, under the
+root in use; --root names the standby root, which devices know as well. A running server takes them up without dropping a connection.
 They last a year.
 
 A trial fleet signs at once. Elsewhere --ca names the CA directory of that root, or
@@ -213,15 +216,15 @@ request files are written, to be answered with "hawser ca sign" and "hawser ca i
   hawser ca issue-broker --domain mqtt.example.com`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.root != "" && o.root != "a" && o.root != "b" {
-				return usagef(cmd, "root %q is not a or b", o.root)
+			if o.root != "" && !pki.RootLetter(o.root) {
+				return usagef(cmd, "root %q is not a letter: a, b, c, ...", o.root)
 			}
 			return a.with(cmd, func(ctx context.Context, c *admin.Client) error { return a.issueBroker(ctx, c, &o) })
 		},
 	}
-	cmd.Flags().StringVar(&o.root, "root", "", "the root that signs, a or b (default: the one in use)")
+	cmd.Flags().StringVar(&o.root, "root", "", "the root that signs: a, b, c, ... (default: the one in use)")
 	// The error is that there is no such flag: there is, one line above.
-	_ = cmd.RegisterFlagCompletionFunc("root", cobra.FixedCompletions([]string{"a", "b"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("root", cobra.FixedCompletions([]string{"a", "b", "c"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().StringArrayVar(&o.domains, "domain", nil, "only this domain of the fleet; may be given again")
 	o.sign.flags(cmd)
 	return a.withJSON(cmd)

@@ -223,7 +223,7 @@ func requestFor(key *ecdsa.PrivateKey, name string) (*pki.CSR, error) {
 
 // writeTrust writes what a device pins.
 func writeTrust(dir string, l *fleet.Layout) error {
-	roots, err := os.ReadFile(l.BrokerRootsPath())
+	roots, err := l.DeviceRoots()
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -168,7 +167,7 @@ func (a *app) issueService(ctx context.Context, c *admin.Client, n *newService, 
 
 // copyRoots writes what a client pins.
 func copyRoots(l *fleet.Layout, path string) error {
-	roots, err := os.ReadFile(l.BrokerRootsPath())
+	roots, err := l.DeviceRoots()
 	if err != nil {
 		return err
 	}

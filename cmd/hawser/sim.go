@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -106,7 +105,7 @@ func (a *app) simulate(ctx context.Context, c *admin.Client, o simOptions) error
 // simConfig says how devices of this machine reach the fleet's server.
 func (a *app) simConfig(ctx context.Context, c *admin.Client, l *fleet.Layout, members []*sim.Member) (sim.Config, error) {
 	cfg := sim.Config{Members: members, Class: "sim", Firmware: version}
-	text, err := os.ReadFile(l.BrokerRootsPath())
+	text, err := l.DeviceRoots()
 	if err != nil {
 		return cfg, err
 	}

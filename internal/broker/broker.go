@@ -55,7 +55,7 @@ type Config struct {
 	Explain func(fingerprint [32]byte) string
 
 	// Uplink is told each committed message that a device published on one of the
-	// topics that are Hawser's own (u/hello, u/cmd, u/cfg), in log order, also
+	// topics that are Hawser's own (u/hello, u/cmd, u/cfg, u/pki), in log order, also
 	// when the log is replayed at start. It must not block, and may keep nothing
 	// but copies. UplinkFloor is the position of the oldest of them that is not
 	// settled yet, 0 when all are. Both may be nil.
@@ -355,6 +355,12 @@ func (b *Broker) close(who identity.Principal, f fate) {
 			s.c.end(f)
 		}
 	}
+}
+
+// Disconnect ends the live connections of a principal, which may come back at once if it
+// still may.
+func (b *Broker) Disconnect(who identity.Principal) {
+	b.close(who, fate{code: notAuthorized, err: errRevoked, will: true})
 }
 
 // Online reports whether a principal has a connection.

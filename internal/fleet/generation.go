@@ -2,7 +2,7 @@ package fleet
 
 import (
 	"bytes"
-	"crypto/ecdsa"
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -24,11 +24,12 @@ const kindAnchors = "anchors"
 
 func generationBase(n uint32) string { return "device-" + strconv.FormatUint(uint64(n), 10) }
 
-// MakeGeneration gives the certificate of device CA n. If it is not there, it is made,
-// its key encrypted like that of the newest one, which must be n-1.
-func (c *CA) MakeGeneration(n uint32, now time.Time) (*x509.Certificate, error) {
+// MakeGeneration gives the certificate of device CA n. If it is not there, it is made in
+// a directory that holds number n-1. uri says where its key is to be, "" means in the
+// directory, encrypted like its neighbours.
+func (c *CA) MakeGeneration(n uint32, uri string, now time.Time) (*x509.Certificate, error) {
 	base := generationBase(n)
-	if _, err := os.Stat(filepath.Join(c.dir, base+".crt")); err == nil {
+	if _, err := os.Stat(filepath.Join(c.dir, base+certSuffix)); err == nil {
 		i, err := c.issuer(base, pki.DeviceCA)
 		if err != nil {
 			return nil, err
@@ -42,31 +43,67 @@ func (c *CA) MakeGeneration(n uint32, now time.Time) (*x509.Certificate, error) 
 	if have, err := pki.Generation(newest.Cert); err != nil || uint32(have)+1 != n {
 		return nil, errors.Join(fmt.Errorf("%s holds device CA %d, so it cannot make number %d", c.dir, have, n), err)
 	}
-	key, err := c.makeKey(filepath.Join(c.dir, base+".key"))
+	key, err := c.makeKey(base, uri)
 	if err != nil {
 		return nil, err
 	}
 	i, err := pki.IssueDeviceCA(key, subjectOf(newest.Cert), int(n), now)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, pki.CloseKey(key))
 	}
-	if err := durable.CreateFile(filepath.Join(c.dir, base+".crt"), pki.EncodeCert(i.Cert.Raw), 0o644); err != nil {
-		return nil, err
+	if err := durable.CreateFile(filepath.Join(c.dir, base+certSuffix), pki.EncodeCert(i.Cert.Raw), 0o644); err != nil {
+		return nil, errors.Join(err, pki.CloseKey(key))
 	}
 	c.issuers[base], c.newest = i, base
 	return i.Cert, nil
 }
 
-// makeKey makes a key file, or opens the one that an attempt before has left.
-func (c *CA) makeKey(path string) (*ecdsa.PrivateKey, error) {
-	key, err := pki.ReadKey(path, c.askOnce)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return key, err
+// makeKey makes the key of the CA called base, or opens the one that an attempt before
+// has left there.
+func (c *CA) makeKey(base, uri string) (crypto.Signer, error) {
+	if uri != "" {
+		u, err := pki.ParseKeyURI(uri)
+		if err != nil {
+			return nil, err
+		}
+		if err := durable.WriteFile(filepath.Join(c.dir, base+uriSuffix), []byte(u.String()+"\n"), 0o600); err != nil {
+			return nil, err
+		}
 	}
-	if key, err = pki.GenerateKey(); err != nil {
+	u, err := caURI(c.dir, base)
+	if err != nil {
 		return nil, err
 	}
-	return key, pki.WriteKey(path, key, c.pass)
+	slot := c.slot(&u)
+	ask := func() ([]byte, error) { return c.askOnce(slot, &u) }
+	clear, err := c.allInClear()
+	if err != nil {
+		return nil, err
+	}
+	create := ask
+	if !u.OnToken() && clear {
+		create = nil // a trial fleet
+	}
+	key, err := pki.CreateKey(u.String(), create)
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, pki.ErrKeyThere) {
+		return pki.OpenKey(u.String(), ask)
+	}
+	return key, err
+}
+
+// allInClear reports whether every key of this directory is a file in the clear.
+func (c *CA) allInClear() (bool, error) {
+	bases, err := caBases(c.dir)
+	for _, base := range bases {
+		u, err := caURI(c.dir, base)
+		if err != nil {
+			return false, err
+		}
+		if kept, err := keeping(u); err != nil || kept != KeptInClear {
+			return false, err
+		}
+	}
+	return err == nil, err
 }
 
 func subjectOf(ca *x509.Certificate) (n pki.Name) {
@@ -141,7 +178,8 @@ func sameSet(sign1 []byte, root *x509.Certificate, want *pki.AnchorSet) error {
 
 // MakeRoot gives the certificate of the root labelled so in dir. If dir is not there, it
 // is made: root, key and an empty journal, all or nothing. pass is nil for a trial fleet.
-// A directory with root.crt alone will do: its key may be elsewhere.
+// A directory with root.crt alone will do: its key may be elsewhere, and "hawser ca move"
+// takes it to a token.
 func MakeRoot(dir, label string, name pki.Name, fleet [16]byte, pass func() ([]byte, error), now time.Time) (*x509.Certificate, error) {
 	text, err := os.ReadFile(filepath.Join(dir, "root.crt"))
 	if errors.Is(err, fs.ErrNotExist) {

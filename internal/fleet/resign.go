@@ -152,11 +152,8 @@ func (r *resigning) vouch(d *Resign, csr *pki.CSR, key string) (string, error) {
 	if err := r.ca.journal.CheckBound(pki.KindDevice, id, key); err != nil {
 		return "", err
 	}
-	if k, ok := r.flashed.KeyOf[id]; ok && k != key {
-		return "", fmt.Errorf("a station's journal has %s with another key", id)
-	}
-	if other, ok := r.flashed.Holder[key]; ok && other != id {
-		return "", fmt.Errorf("a station's journal has this key for %s", other)
+	if err := r.flashed.agree(id, key); err != nil {
+		return "", err
 	}
 	if r.ca.journal.Vouches(pki.KindDevice, id, key) || r.flashed.KeyOf[id] == key {
 		return byJournal, nil

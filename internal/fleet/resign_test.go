@@ -44,7 +44,7 @@ func (u unit) order() Resign { return Resign{ID: u.id, CSR: u.csr.DER, Old: u.ol
 func TestResignVouches(t *testing.T) {
 	l := mustInit(t, true)
 	ca := mustCA(t, l.CADir("a"), "")
-	if _, err := ca.MakeGeneration(2, time.Now()); err != nil {
+	if _, err := ca.MakeGeneration(2, "", time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	gen1, err := ca.issuer("device-1", pki.DeviceCA)
@@ -100,7 +100,7 @@ func TestResignAfterTheft(t *testing.T) {
 	if _, err := ca.EnrollDevice(honest.id, honest.csr, "", time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ca.MakeGeneration(2, time.Now()); err != nil {
+	if _, err := ca.MakeGeneration(2, "", time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(ca.MarkCompromised("device-1"), ca.MarkCompromised("device-1")); err != nil {

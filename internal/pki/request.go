@@ -38,7 +38,7 @@ type Request struct {
 	Kind    string `json:"kind"`              // device, service, broker or station
 	Subject string `json:"subject"`           // id, name or domain, by kind
 	Class   string `json:"class,omitempty"`   // device only: its class, [a-z0-9][a-z0-9-]{0,30}
-	Root    string `json:"root,omitempty"`    // broker only: a or b, the root to sign
+	Root    string `json:"root,omitempty"`    // broker only: a, b, c, ..., the root to sign
 	CSR     string `json:"csr"`               // PEM
 	Nonce   string `json:"nonce"`             // 32 lower-case hex digits, random: no two requests are equal
 	Station *Order `json:"station,omitempty"` // station only
@@ -148,7 +148,7 @@ func (r *Request) checkNames() error {
 	if r.Class != "" && (r.Kind != KindDevice || !classOK(r.Class)) {
 		return fmt.Errorf("class %q does not belong in a %s request", r.Class, r.Kind)
 	}
-	if (r.Root != "") != (r.Kind == KindBroker) || r.Root != "" && r.Root != "a" && r.Root != "b" {
+	if (r.Root != "") != (r.Kind == KindBroker) || r.Root != "" && !RootLetter(r.Root) {
 		return fmt.Errorf("root %q does not belong in a %s request", r.Root, r.Kind)
 	}
 	if (r.Station != nil) != (r.Kind == KindStation) {
@@ -191,6 +191,9 @@ func (o *Order) ParseIDs() ([]identity.ID, error) {
 	}
 	return ids, nil
 }
+
+// RootLetter reports whether s can name a broker root in a request: a, b, c, ...
+func RootLetter(s string) bool { return len(s) == 1 && s[0] >= 'a' && s[0] <= 'z' }
 
 func checkSubject(kind, subject string) error {
 	switch kind {

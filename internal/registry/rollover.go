@@ -270,7 +270,7 @@ func (tx *Tx) AbortRollover(actor string) error {
 }
 
 // RolloverProgress notes a step of a device in the open rollover; without one it does
-// nothing. Installed needs an offer before; failed keeps its reason until the next offer.
+// nothing. An offer that is sent again changes nothing: what came of the last one stays.
 func (tx *Tx) RolloverProgress(id identity.ID, to Progress, reason string) error {
 	var no int64
 	switch err := tx.row(`SELECT no FROM rollovers WHERE open = 1`, nil, &no); {
@@ -279,12 +279,12 @@ func (tx *Tx) RolloverProgress(id identity.ID, to Progress, reason string) error
 	case err != nil:
 		return err
 	}
-	if to == ProgressInstalled {
-		return tx.exec(`UPDATE rollover_devices SET state = 'installed', reason = '', at = ? WHERE rollover = ? AND device = ?`,
-			ms(tx.now), no, int64(id))
-	}
 	if err := tx.deviceKnown(id); err != nil {
 		return err
+	}
+	if to == ProgressOffered {
+		return tx.exec(`INSERT INTO rollover_devices (rollover, device, state, reason, at) VALUES (?, ?, 'offered', '', ?)
+			ON CONFLICT (rollover, device) DO NOTHING`, no, int64(id), ms(tx.now))
 	}
 	return tx.exec(`INSERT INTO rollover_devices (rollover, device, state, reason, at) VALUES (?, ?, ?, ?, ?)
 		ON CONFLICT (rollover, device) DO UPDATE SET state = excluded.state, reason = excluded.reason, at = excluded.at`,

@@ -295,18 +295,27 @@ func (b *backend) enrollMany(r *http.Request) (any, error) {
 
 // enrolments verifies on all cores: the signatures cost more than the rows do.
 func (b *backend) enrolments(list []admin.NamedEnrolment) ([]registry.Enrolment, error) {
-	rows, errs := make([]registry.Enrolment, len(list)), make([]error, len(list))
+	rows := make([]registry.Enrolment, len(list))
+	return rows, onAllCores(len(list), func(i int) (err error) {
+		rows[i], err = b.enrolment(list[i].ID, list[i].Enrolment)
+		return err
+	})
+}
+
+// onAllCores calls do for 0 to n-1 and gives all that failed.
+func onAllCores(n int, do func(i int) error) error {
+	errs := make([]error, n)
 	workers := runtime.GOMAXPROCS(0)
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
-			for i := w; i < len(list); i += workers {
-				rows[i], errs[i] = b.enrolment(list[i].ID, list[i].Enrolment)
+			for i := w; i < n; i += workers {
+				errs[i] = do(i)
 			}
 		})
 	}
 	wg.Wait()
-	return rows, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 func (b *backend) tag(r *http.Request) (any, error) {

@@ -106,6 +106,8 @@ func (s *Server) follow(c registry.Change) {
 		s.readmit(ctx, c.Principal)
 	case registry.ServiceAdded, registry.GrantsChanged:
 		s.unfollowed(s.setGrants(ctx, c.Principal), c)
+	case registry.RolloverChanged:
+		s.unfollowed(s.roll.Changed(ctx, s.br.OnlineDevices()), c)
 	case registry.ConfigChanged:
 		if id, ok := c.Principal.ID(); ok {
 			s.down.publishConfig(id)

@@ -14,6 +14,7 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -33,6 +34,7 @@ import (
 	"hawser/internal/identity"
 	"hawser/internal/msglog"
 	"hawser/internal/registry"
+	"hawser/internal/rollover"
 )
 
 // drainFor bounds how long Run waits for clients and the log when it stops.
@@ -61,6 +63,7 @@ type Server struct {
 	mlog    *msglog.Log
 	br      *broker.Broker
 	cmds    *command.Service
+	roll    *rollover.Service
 	leaves  *leaves
 	feed    *worker // follows the registry
 	work    *worker // follows the devices
@@ -182,6 +185,10 @@ func (s *Server) openFiles(ctx context.Context) error {
 
 // checkCAKeys: with a CA key beside it, a stolen server would be a stolen CA.
 func (s *Server) checkCAKeys() error {
+	for _, named := range s.layout.TokensNamed() {
+		s.log.Warn("a file beside the server names a token with a CA key: a thief of both needs only its PIN",
+			"file", filepath.Join(s.layout.Dir, named))
+	}
 	keys := s.layout.CAKeysPresent()
 	if len(keys) == 0 {
 		return nil
@@ -254,6 +261,9 @@ func openRegistry(ctx context.Context, l *fleet.Layout, o registry.Options) (*re
 	if err == nil && m.FleetID != l.FleetID() {
 		err = fmt.Errorf("%s belongs to another fleet than hawser.toml\n%s", l.RegistryPath(), restore)
 	}
+	if err == nil {
+		err = matchTrust(ctx, l, r)
+	}
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
@@ -311,19 +321,45 @@ func (s *Server) openBroker(ctx context.Context) error {
 	s.br, err = broker.New(ctx, broker.Config{
 		Log: s.mlog, Store: s.reg, Limits: brokerLimits(s.layout.Config), Suites: s.layout.Config.TLS.SuiteIDs(),
 		Logger: s.log, Leaf: s.leaves.pick, Explain: s.explain,
-		Uplink: s.up.take, UplinkFloor: s.up.floor, Presence: s.seen.told, QueueDropped: s.queueDropped,
+		Admitted: s.admitted, Uplink: s.up.take, UplinkFloor: s.up.floor, Presence: s.seen.told, QueueDropped: s.queueDropped,
 		Subscribed: func(id identity.ID, filter string) { s.work.do(func() { s.down.subscribed(id, filter) }) },
 	})
 	if err != nil {
 		return err
 	}
 	s.cmds, err = command.New(ctx, s.reg, direct{s.br}, s.log)
-	s.up.cmds, s.up.down = s.cmds, s.down
+	if err != nil {
+		return err
+	}
+	s.roll, err = rollover.New(ctx, rollover.Config{Store: s.reg, Sender: direct{s.br}, Log: s.log,
+		Encoding: s.down.encoding, InUse: s.rootInUse})
+	s.up.cmds, s.up.down, s.up.roll = s.cmds, s.down, s.roll
 	return err
 }
 
-// direct is command.Sender.
+// admitted is broker.Config.Admitted.
+func (s *Server) admitted(who identity.Principal, fingerprint [32]byte, _ string, leaf *x509.Certificate) {
+	if id, ok := who.ID(); ok {
+		s.roll.Admitted(id, fingerprint, leaf)
+	}
+}
+
+// rootInUse is rollover.Config.InUse.
+func (s *Server) rootInUse(sequence uint64) *x509.Certificate {
+	_, set, ok := s.layout.AnchorSet(sequence)
+	if !ok {
+		return nil
+	}
+	return set.InUse
+}
+
+// direct is command.Sender and rollover.Sender.
 type direct struct{ br *broker.Broker }
+
+// SendPKI implements rollover.Sender.
+func (d direct) SendPKI(id identity.ID, payload []byte, done func(delivered bool)) {
+	d.br.SendDirect(id, "d/pki", payload, done)
+}
 
 // SendCommand implements command.Sender.
 func (d direct) SendCommand(id identity.ID, payload []byte, done func(delivered bool)) {
@@ -348,6 +384,7 @@ func (s *Server) startBroker(ctx context.Context) error {
 // goBackground starts what runs until Close.
 func (s *Server) goBackground(ctx context.Context) {
 	s.goTask(func() { s.cmds.Run(ctx) })
+	s.goTask(func() { s.roll.Run(ctx) })
 	s.goTask(func() { s.leaves.watch(ctx) })
 	s.goTask(func() { s.housekeeping(ctx) })
 	s.goTask(func() {

@@ -17,6 +17,7 @@ import (
 	"hawser/internal/message"
 	"hawser/internal/msglog"
 	"hawser/internal/registry"
+	"hawser/internal/rollover"
 )
 
 // retryAfter is how long a change that the registry could not write waits.
@@ -27,8 +28,9 @@ const retryAfter = time.Second
 // repeats it and loses none.
 type uplink struct {
 	reg  *registry.Registry
-	cmds *command.Service // set before the first message
-	down *downlink        // the same
+	cmds *command.Service  // set before the first message
+	down *downlink         // the same
+	roll *rollover.Service // the same
 	log  *slog.Logger
 	work *worker
 
@@ -90,6 +92,9 @@ func (u *uplink) handle(id identity.ID, rest string, payload []byte, at time.Tim
 		// The outcome is submitted when Answer returns: the checkpoint, submitted
 		// later, covers it.
 		err = u.cmds.Answer(id, payload)
+		u.settle(m)
+	case "u/pki":
+		err = u.roll.Report(id, payload) // as with Answer
 		u.settle(m)
 	default:
 		u.settle(m)
@@ -241,6 +246,9 @@ func (d *downlink) subscribed(id identity.ID, filter string) {
 	}
 	if identity.Match(filter, id.Topic("d/cmd")) {
 		d.s.cmds.Ready(id, enc)
+	}
+	if identity.Match(filter, id.Topic("d/pki")) {
+		d.s.roll.Ready(id)
 	}
 }
 
