@@ -182,6 +182,34 @@ func (tx *Tx) SignedBlock(actor string, block [16]byte, c StationCertificate) er
 	return tx.AddStationCertificate(actor, c)
 }
 
+// AdoptBlock makes a block known again that this registry has forgotten, since it was
+// restored from before the block was reserved; c is the station's certificate in it. The
+// station is known. An id that a device or another block has is ErrExists.
+func (tx *Tx) AdoptBlock(actor string, b *Block, c StationCertificate) error {
+	n, err := tx.execN(`INSERT INTO station_blocks (id, station, count, anchors, created, expires, signed) VALUES (?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (id) DO NOTHING`, b.ID[:], b.Station, len(b.IDs), int64(b.Anchors), ms(tx.now), ms(b.Expires), ms(tx.now))
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return fmt.Errorf("block %x: %w", b.ID, ErrExists)
+	}
+	for _, id := range b.IDs {
+		n, err := tx.execN(`INSERT INTO reserved_ids (id, block, state) SELECT ?, ?, 'free'
+			WHERE NOT EXISTS (SELECT 1 FROM devices WHERE id = ?) ON CONFLICT (id) DO NOTHING`, int64(id), b.ID[:], int64(id))
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return fmt.Errorf("id %s, of a device or another block: %w", id, ErrExists)
+		}
+	}
+	if err := tx.audit(actor, "station.adopt", b.Station, detail{"block": fmt.Sprintf("%x", b.ID), "ids": fmt.Sprint(len(b.IDs))}); err != nil {
+		return err
+	}
+	return tx.AddStationCertificate(actor, c)
+}
+
 // AddStationCertificate adds a certificate for the key that is in force. One that is
 // known changes nothing; another key is ErrKey.
 func (tx *Tx) AddStationCertificate(actor string, c StationCertificate) error {

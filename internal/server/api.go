@@ -130,6 +130,7 @@ func (b *backend) handler() http.Handler {
 		"POST /v1/stations/{name}/certificate":        b.renewStation,
 		"POST /v1/stations/{name}/revoke":             b.revokeStation,
 		"POST /v1/blocks":                             b.blockSigned,
+		"POST /v1/blocks/adopt":                       b.adoptBlock,
 		"GET /v1/requests":                            b.requests,
 		"POST /v1/requests":                           b.newRequest,
 		"POST /v1/results":                            b.importResult,

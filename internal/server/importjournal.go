@@ -93,7 +93,7 @@ type journalImport struct {
 func (b *backend) openImport(r *http.Request, name string) (*journalImport, error) {
 	s, err := b.reg.Station(r.Context(), name)
 	if errors.Is(err, registry.ErrNotFound) {
-		return nil, admin.Errorf(admin.NotFound, "station %s is not known to this fleet\nhint: its ids are reserved with hawser factory reserve --station %s", name, name)
+		return nil, admin.Errorf(admin.NotFound, "station %s is not known to this fleet\nhint: its ids are reserved with hawser factory reserve; after a restore, hawser factory adopt FILE.block", name)
 	}
 	if err != nil {
 		return nil, err
@@ -126,7 +126,7 @@ func (j *journalImport) take(l *factory.Line) error {
 		}
 	case factory.Load:
 		if !j.blocks[l.Block] {
-			return fmt.Errorf("block %s was not reserved for station %s", l.Block, j.part.Station)
+			return fmt.Errorf("block %s was not reserved for station %s\nhint: after a restore from an older backup, hawser factory adopt FILE.block first", l.Block, j.part.Station)
 		}
 	case factory.Burnt:
 		id, err := identity.ParseID(l.ID)

@@ -228,7 +228,7 @@ func TestImportBelongs(t *testing.T) {
 	}
 	v := fresh()
 	r.ok(v.journal.AppendBlock(other.blocks[0].ID, time.Now()))
-	v.refused(v.text(), "line 3: block "+other.blocks[0].ID.String()+" was not reserved for station line1")
+	v.refused(v.text(), "line 3: block "+other.blocks[0].ID.String()+" was not reserved for station line1: nothing was imported\nhint: after a restore")
 	v = fresh()
 	u, _ := v.unit(other.blocks[0].IDs[0], v.blocks[0], x509.CertificateRequest{})
 	r.ok(v.journal.AppendUnit(u, time.Now()))
@@ -373,6 +373,69 @@ func TestReserveBlock(t *testing.T) {
 	})
 	if err := r.api.BlockSigned(t.Context(), text); !admin.IsKind(err, admin.Conflict) {
 		t.Error("a block of fewer ids was taken:", err)
+	}
+}
+
+// A registry that was restored from before a block was reserved takes the block in again,
+// and then the units that were made with it.
+func TestAdoptBlock(t *testing.T) {
+	r := serve(t, makeFleet(t))
+	old := newStation(t, r.api, r.srv.Layout(), "line0", 3)
+	path := r.srv.Layout().RegistryPath()
+	backup := r.dir + ".backup"
+	r.stop()
+	text, err := os.ReadFile(path)
+	r.ok(err)
+	r.ok(os.WriteFile(backup, text, 0o600))
+	r.start()
+	s := newStation(t, r.api, r.srv.Layout(), "line1", 5)
+	s.made(0)
+	more := func() *factory.Block { old.api = r.api; return old.reserve(2) }() // of a station that is remembered
+	files := map[string][]byte{}
+	for name, b := range map[string]*factory.Block{"line1": s.blocks[0], "more": more} {
+		var file []byte
+		r.ca(func(ca *fleet.CA) (*x509.Certificate, error) {
+			key, err := pki.OpenKey("file:"+filepath.Join(r.srv.Layout().CADir("a"), "device-1.key"), nil)
+			r.ok(err)
+			file, err = factory.SignBlock(&pki.Issuer{Cert: b.DeviceCA, Signer: key}, b)
+			return nil, err
+		})
+		files[name] = file
+	}
+	r.stop()
+	r.ok(os.WriteFile(path, text, 0o600))
+	r.start()
+	s.api, old.api = r.api, r.api
+	s.refused(s.text(), "station line1 is not known to this fleet")
+	if err := r.api.AdoptBlock(t.Context(), files["line1"], nil); !admin.IsKind(err, admin.NotFound) {
+		t.Error("a station that was forgotten:", err)
+	}
+	key, err := pki.GenerateKey()
+	r.ok(err)
+	if err := r.api.AdoptBlock(t.Context(), files["line1"], request(t, key, x509.CertificateRequest{})); !admin.IsKind(err, admin.Conflict) {
+		t.Error("another key's request:", err)
+	}
+	r.ok(r.api.AdoptBlock(t.Context(), files["line1"], request(t, s.key, x509.CertificateRequest{})))
+	if v, err := s.imports(); err != nil || v.Units != 1 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	r.ok(r.api.AdoptBlock(t.Context(), files["more"], nil))
+	if err := r.api.AdoptBlock(t.Context(), files["more"], nil); !admin.IsKind(err, admin.Conflict) {
+		t.Error("a block twice:", err)
+	}
+	bad := bytes.Clone(files["more"])
+	bad[len(bad)-1] ^= 1
+	if err := r.api.AdoptBlock(t.Context(), bad, nil); !admin.IsKind(err, admin.Invalid) {
+		t.Error("a block that nobody signed:", err)
+	}
+	other := *s.blocks[0]
+	other.ID = factory.BlockID{9}
+	dev, err := pki.OpenKey("file:"+filepath.Join(r.srv.Layout().CADir("a"), "device-1.key"), nil)
+	r.ok(err)
+	again, err := factory.SignBlock(&pki.Issuer{Cert: other.DeviceCA, Signer: dev}, &other)
+	r.ok(err)
+	if err := r.api.AdoptBlock(t.Context(), again, nil); !admin.IsKind(err, admin.Conflict) || !strings.Contains(err.Error(), "of a device or another block") {
+		t.Error("ids that are somebody's:", err)
 	}
 }
 
