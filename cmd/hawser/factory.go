@@ -10,5 +10,5 @@ that makes its own key, "renew" has the bench certified for another year. On the
 "reserve" gives a bench its ids, and "import" takes in the journal that comes back. No
 private key is ever in one of these files.`,
 		a.factoryReserve(), a.factoryInit(), a.factoryLoad(), a.factoryRun(), a.factoryVerify(), a.factoryEnrol(), a.factoryRenew(), a.factoryChild(),
-		a.factoryImport(), a.factoryStation(), a.factoryJournal())
+		a.factoryImport(), a.factoryAdopt(), a.factoryStation(), a.factoryJournal())
 }
