@@ -16,6 +16,7 @@ import (
 
 	"hawser/internal/factory"
 	"hawser/internal/identity"
+	"hawser/internal/pki"
 )
 
 // TestUnits: each unit gets the next id, and a unit that stays on the probe, or has an
@@ -207,29 +208,46 @@ func TestLock(t *testing.T) {
 
 // TestStops: what ends a run before a unit is begun. No id is used.
 func TestStops(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		change func(*rig) func(*factory.Block)
-		ids    int
-		words  []string
-	}{
-		{"an expired block", func(*rig) func(*factory.Block) {
-			return func(l *factory.Block) { l.Expires = time.Now().Add(-time.Second).Truncate(time.Second) }
-		}, 5, []string{"block 01", "expired at", "hint: hawser factory reserve"}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			r := newRig(t, nil)
-			r.load(c.ids, c.change(r))
-			_, err := r.run(t.Context(), r.open(), 1, nil)
-			wants(t, err, c.words...)
-			if !errors.Is(err, ErrStop) || len(r.journal()) != 2 {
-				t.Errorf("%v, %q", err, r.journal())
-			}
+	expired := func(l *factory.Block) { l.Expires = time.Now().Add(-time.Second).Truncate(time.Second) }
+	t.Run("expired block", func(t *testing.T) {
+		r := newRig(t, nil)
+		r.load(5, expired)
+		_, err := r.run(t.Context(), r.open(), 1, nil)
+		wants(t, err, "block 01", "expired at", "hint: hawser factory reserve")
+		if !errors.Is(err, ErrStop) || len(r.journal()) != 2 {
+			t.Errorf("%v, %q", err, r.journal())
+		}
+	})
+	t.Run("expired and fresh block", func(t *testing.T) {
+		r := newRig(t, nil)
+		r.load(5, expired)
+		r.load(5, nil)
+		id, _, err := r.open().reserve(time.Now())
+		if err != nil || id != 0xABCD0006 {
+			t.Errorf("%s, %v", id, err)
+		}
+	})
+	t.Run("used up", func(t *testing.T) {
+		r := newRig(t, nil)
+		r.load(1, nil)
+		b := r.open()
+		fatal(t, b.burn(0xABCD0001, "a test", time.Now()))
+		_, err := r.run(t.Context(), b, 1, nil)
+		wants(t, err, "all ids are used up", "hint: hawser factory reserve")
+	})
+	t.Run("expired station", func(t *testing.T) {
+		r := newRig(t, nil)
+		r.load(1, func(l *factory.Block) {
+			cert, err := pki.IssueStationCA(r.office.ca, "line1", r.pub, time.Now().AddDate(-2, 0, 0))
+			fatal(t, err)
+			l.StationCert = cert
 		})
-	}
+		_, err := r.run(t.Context(), r.open(), 1, nil)
+		wants(t, err, `certificate of station "line1" expired at`, "hint: hawser factory renew")
+	})
 }
 
-// TestSpecialProbes: a command gets the unit in Intel HEX, is not asked what is there, and
+// TestExec: a command gets the unit in Intel HEX, is not asked what is there, and
 // waits for a word between two units.
 func TestExec(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "hex")
