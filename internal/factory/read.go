@@ -2,7 +2,9 @@ package factory
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -181,3 +183,29 @@ func parallel(n int, f func(int)) {
 	}
 	wg.Wait()
 }
+
+// JournalOf tells whose journal r holds, from its first line, and leaves r where it was.
+// Nothing of it is checked: that is for ReadJournal.
+func JournalOf(r *bufio.Reader) (fleet [16]byte, station string, err error) {
+	head, err := r.Peek(maxLine + 1)
+	if err != nil && err != io.EOF {
+		return fleet, "", fmt.Errorf("read journal: %w", err)
+	}
+	text, _, whole := bytes.Cut(head, []byte("\n"))
+	if !whole {
+		return fleet, "", &LineError{1, fmt.Errorf("%w: it has no first line", ErrJournal)}
+	}
+	l, err := parseLine(text)
+	if err == nil && l.What != Begin {
+		err = fmt.Errorf("%w: it does not begin with a %q record", ErrJournal, Begin)
+	}
+	if err != nil {
+		return fleet, "", &LineError{1, err}
+	}
+	raw, err := hex.DecodeString(l.Fleet)
+	copy(fleet[:], raw)
+	return fleet, l.Station, err
+}
+
+// JournalReader makes a reader that JournalOf can look ahead in.
+func JournalReader(r io.Reader) *bufio.Reader { return bufio.NewReaderSize(r, maxLine+1) }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"hawser/internal/identity"
 )
 
 func newStation(t testing.TB, ca *Issuer, name string) *Issuer {
@@ -227,5 +229,91 @@ func TestCSRTellsWhatItAsksFor(t *testing.T) {
 	csr, err := ParseCSR(der)
 	if must(t, csr, err); len(csr.Asks) != 1 || csr.Asks[0] != oidSAN {
 		t.Error(csr.Asks)
+	}
+}
+
+func stationRequest(t testing.TB) (*Request, []byte) {
+	t.Helper()
+	r, err := NewRequest([16]byte{1, 2}, KindStation, "line1", newCSR(t))
+	must(t, r, err)
+	r.Station = &Order{Block: strings.Repeat("0a", 16), Expires: "2027-01-01T00:00:00Z", IDs: "00000001 ABCD1234", Anchors: [][]byte{{1, 2, 3}}}
+	file, err := r.Encode()
+	return r, must(t, file, err)
+}
+
+func TestStationRequest(t *testing.T) {
+	r, file := stationRequest(t)
+	got, err := ParseRequest(file)
+	must(t, got, err)
+	ids, err := got.Station.ParseIDs()
+	if err != nil || len(ids) != 2 || ids[1] != 0xABCD1234 || got.Station.Block != r.Station.Block {
+		t.Errorf("%+v %v", got.Station, err)
+	}
+	for _, tc := range []struct{ old, new, want string }{
+		{`"line1"`, `"Line1"`, "station name"},
+		{`"line1"`, `"abcd1234"`, "station name"},
+		{`00000001 ABCD1234`, `ABCD1234 00000001`, "ascend"},
+		{`00000001 ABCD1234`, `ABCD1234 ABCD1234`, "ascend"},
+		{`00000001 ABCD1234`, `00000001  ABCD1234`, "device id"},
+		{`00000001 ABCD1234`, `00000001 abcd1234`, "device id"},
+		{`00000001 ABCD1234`, ``, "device id"},
+		{`2027-01-01T00:00:00Z`, `2027-01-01`, "RFC 3339"},
+		{`2027-01-01T00:00:00Z`, `2027-01-01T00:00:00+00:00`, "RFC 3339"},
+		{`0a0a0a`, `0A0a0a`, "32 lower-case hex"},
+		{`"AQID"`, ``, "anchor sets"},
+		{`"kind": "station"`, `"kind": "service"`, "does not belong"},
+	} {
+		bad := strings.Replace(string(file), tc.old, tc.new, 1)
+		if _, err := ParseRequest([]byte(bad)); bad == string(file) || err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v, want %q", tc.new, err, tc.want)
+		}
+	}
+	r.Station = nil
+	if _, err := r.Encode(); err == nil {
+		t.Error("a station's request without a block")
+	}
+	words := make([]string, 5000)
+	for i := range words {
+		words[i] = identity.ID(i + 1).String()
+	}
+	r.Station = &Order{Block: strings.Repeat("0a", 16), Expires: "2027-01-01T00:00:00Z", IDs: strings.Join(words, " "), Anchors: make([][]byte, 26)}
+	for i := range r.Station.Anchors {
+		r.Station.Anchors[i] = make([]byte, maxAnchors)
+	}
+	big, err := r.Encode()
+	must(t, big, err)
+	if _, err := ParseRequest(big); err != nil {
+		t.Errorf("the largest request (%d bytes): %v", len(big), err)
+	}
+}
+
+// The result of a station's request is held against it as any other.
+func TestStationResult(t *testing.T) {
+	r, _ := stationRequest(t)
+	ca := newDeviceCA(t, 1)
+	trust := Trust{DeviceCAs: []*x509.Certificate{ca.Cert}}
+	result := func(name string, pub *ecdsa.PublicKey) []byte {
+		c, err := IssueStationCA(ca, name, pub, testNow())
+		must(t, c, err)
+		file, err := NewStationResult(r, c, []byte{1, 2})
+		return must(t, file, err)
+	}
+	good := result("line1", r.ParsedCSR().Pub)
+	if cs, err := OpenResult(good, r, trust); err != nil || len(cs) != 1 {
+		t.Error(err)
+	}
+	if block, err := ResultBlock(good); err != nil || len(block) != 2 {
+		t.Error(block, err)
+	}
+	if _, err := OpenResult(result("line2", r.ParsedCSR().Pub), r, trust); err == nil {
+		t.Error("another station's certificate")
+	}
+	if _, err := OpenResult(result("line1", &newKey(t).PublicKey), r, trust); err == nil {
+		t.Error("another key's certificate")
+	}
+	leaf, err := IssueDeviceLeaf(ca, 1, r.ParsedCSR().Pub, testNow())
+	file, err2 := NewResult(r, []*x509.Certificate{must(t, leaf, err)})
+	if _, err := OpenResult(must(t, file, err2), r, trust); err == nil {
+		t.Error("a device's certificate for a station")
 	}
 }

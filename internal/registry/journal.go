@@ -8,6 +8,9 @@ import (
 	"hawser/internal/identity"
 )
 
+// ErrNotFree reports an id that a station may not use.
+var ErrNotFree = errors.New("not one of the station's free ids")
+
 // Unit is one device out of a station's journal; the caller has verified it.
 type Unit struct {
 	Line        uint64 // of the journal
@@ -117,7 +120,8 @@ func (tx *Tx) unitCertificate(c *Certificate) error {
 
 // useID marks a free id of the station. block is nil where the line names none.
 func (tx *Tx) useID(station string, id identity.ID, block []byte, to string) error {
-	n, err := tx.execN(`UPDATE reserved_ids SET state = ? WHERE id = ? AND state = 'free' AND block IN
+	// The unary pluses keep SQLite from walking all free ids of the block.
+	n, err := tx.execN(`UPDATE reserved_ids SET state = ? WHERE id = ? AND +state = 'free' AND +block IN
 		(SELECT id FROM station_blocks WHERE station = ? AND signed > 0 AND (? IS NULL OR id = ?))`, to, int64(id), station, block, block)
 	if err != nil || n == 1 {
 		return err
@@ -127,17 +131,17 @@ func (tx *Tx) useID(station string, id identity.ID, block []byte, to string) err
 	err = tx.row(`SELECT b.station, r.state, b.signed FROM reserved_ids r JOIN station_blocks b ON b.id = r.block WHERE r.id = ?`, []any{int64(id)}, &owner, &state, &signed)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		return fmt.Errorf("%w: this id was never reserved", ErrInvalid)
+		return fmt.Errorf("%w: it was never reserved", ErrNotFree)
 	case err != nil:
 		return err
 	case owner != station:
-		return fmt.Errorf("%w: this id was reserved for station %s", ErrInvalid, owner)
+		return fmt.Errorf("%w: it was reserved for station %s", ErrNotFree, owner)
 	case state != "free":
-		return fmt.Errorf("%w: this id is %s already", ErrExists, state)
+		return fmt.Errorf("%w: it is %s already", ErrNotFree, state)
 	case signed == 0:
-		return fmt.Errorf("%w: the block of this id was never signed", ErrInvalid)
+		return fmt.Errorf("%w: its block was never signed", ErrNotFree)
 	}
-	return fmt.Errorf("%w: this id is not in the block that the line names", ErrInvalid)
+	return fmt.Errorf("%w: it is not in the block that the line names", ErrNotFree)
 }
 
 // whyKnown says what stands in the way of a new device.

@@ -58,6 +58,9 @@ type Hello struct {
 	Features []string
 	Encoding string // "cbor" or "json": how it wants to be spoken to
 	At       time.Time
+
+	Remote string // of the connection, address and port; empty = not known; kept with the boot
+	Pos    uint64 // where it stands in the log; the same
 }
 
 // CertificateState says whether a certificate opens the door.
@@ -335,6 +338,7 @@ type Change struct {
 	Kind      ChangeKind
 	Principal identity.Principal
 	Active    ActiveCertificate
+	Final     bool // DeviceBarred: revoked or retired, not quarantined
 }
 
 // Generation is one device CA of the fleet.
