@@ -47,6 +47,8 @@ func TestImports(t *testing.T) {
 		"internal/factory":  leaves + "internal/pki",
 		"internal/admin":    leaves,
 		"device":            leaves + "internal/message",
+
+		"internal/factory/probe": leaves,
 	} {
 		ours, _ := imports(t, "hawser/"+pkg, "-deps")
 		for _, p := range ours {

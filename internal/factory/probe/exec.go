@@ -1,12 +1,13 @@
 package probe
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"strings"
+	"regexp"
 	"syscall"
 	"time"
 )
@@ -49,6 +50,8 @@ func (e *Exec) Write(ctx context.Context, regions []Region) error {
 	defer clear(e.spec.Buffer)
 	err = e.run(limited, rs)
 	switch {
+	case err == nil:
+		return nil
 	case ctx.Err() != nil:
 		return fmt.Errorf("flash command: %w: what it wrote is unknown", ctx.Err())
 	case limited.Err() != nil:
@@ -58,49 +61,72 @@ func (e *Exec) Write(ctx context.Context, regions []Region) error {
 }
 
 func (e *Exec) run(ctx context.Context, rs []Region) error {
-	in, inEnd, err := os.Pipe()
-	if err != nil {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
-	defer inEnd.Close()
-	errEnd, errs, err := os.Pipe()
-	if err != nil {
-		in.Close()
-		return err
-	}
-	defer errEnd.Close()
-	cmd := exec.Command("/bin/sh", "-c", e.spec.Command)
-	cmd.Stdin, cmd.Stderr = in, errs // files: no copy is made on the way
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err = cmd.Start()
-	in.Close()
-	errs.Close()
+	j, err := begin(e.spec.Command)
 	if err != nil {
 		return fmt.Errorf("flash command: %w: %w: nothing was written", ErrGone, err)
 	}
-	stop := context.AfterFunc(ctx, func() { // the whole group; what has fled from it loses its input and is not waited for
-		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		inEnd.Close()
-		errEnd.Close()
+	defer j.close()
+	stop := context.AfterFunc(ctx, func() { // what has fled from the group loses its input and is not waited for
+		syscall.Kill(-j.cmd.Process.Pid, syscall.SIGKILL)
+		j.close()
 	})
 	defer stop()
 	half := len(e.spec.Buffer) / 2
 	words := tail{buf: e.spec.Buffer[half:]}
-	heard := make(chan struct{})
+	heard, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
 		defer close(heard)
-		words.readFrom(errEnd)
+		words.readFrom(j.words)
 	}()
-	ended := make(chan error, 1)
-	go func() {
-		err := cmd.Wait()
-		inEnd.SetWriteDeadline(time.Now()) // what it left behind in the background shall not hold us up
-		errEnd.SetReadDeadline(time.Now().Add(time.Second))
-		ended <- err
-	}()
-	fed := feed(inEnd, rs, e.spec.Buffer[:half])
+	go func() { ended <- j.wait() }()
+	fed := feed(j.input, rs, e.spec.Buffer[:half])
 	<-heard
 	return outcome(<-ended, fed, words.text())
+}
+
+// job is a command that is running, with our ends of its pipes.
+type job struct {
+	cmd          *exec.Cmd
+	input, words *os.File
+}
+
+func begin(command string) (*job, error) {
+	in, input, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	words, errs, err := os.Pipe()
+	if err != nil {
+		input.Close()
+		return nil, err
+	}
+	defer errs.Close()
+	j := &job{exec.Command("/bin/sh", "-c", command), input, words}
+	j.cmd.Stdin, j.cmd.Stderr = in, errs // files: no copy is made on the way
+	j.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := j.cmd.Start(); err != nil {
+		j.close()
+		return nil, err
+	}
+	return j, nil
+}
+
+// wait returns how the command ended. What it left behind in the background, with the other
+// ends of the pipes, shall not hold us up.
+func (j *job) wait() error {
+	err := j.cmd.Wait()
+	j.input.SetWriteDeadline(time.Now())
+	j.words.SetReadDeadline(time.Now().Add(time.Second))
+	return err
+}
+
+func (j *job) close() {
+	j.input.Close()
+	j.words.Close()
 }
 
 // feed writes the HEX to the command's standard input and closes that.
@@ -150,36 +176,16 @@ func (t *tail) readFrom(f *os.File) {
 // maxWords bounds how much of a command's words an error shows.
 const maxWords = 1024
 
-// text gives the last lines, fit for a terminal, with each long run of hexadecimal digits
-// left out: a tool that quotes its input would quote the key.
+// text gives the last lines, fit for a terminal, without what may be a dump: a tool that
+// quotes its input would quote the key.
 func (t *tail) text() string {
-	out := make([]byte, 0, t.n)
-	for p := t.buf[:t.n]; len(p) > 0; {
-		n := hexRun(p)
-		switch {
-		case n >= 12 || n > 0 && t.cut && len(p) == t.n:
-			out = append(out, "[hex]"...)
-		case n == 0:
-			n = 1
-			fallthrough
-		default:
-			out = append(out, p[:n]...)
-		}
-		p = p[n:]
+	p := t.buf[:t.n]
+	if t.cut {
+		p = bytes.TrimLeft(p, "0123456789abcdefABCDEF") // what is left of a number that was cut
 	}
-	lines := strings.FieldsFunc(string(out[max(0, len(out)-maxWords):]), func(r rune) bool { return r == '\n' || r == '\r' })
-	for i, l := range lines {
-		lines[i] = printable([]byte(l))
-	}
-	return strings.Join(lines, " / ")
-}
-
-// hexRun says with how many hexadecimal digits p begins.
-func hexRun(p []byte) int {
-	for i, b := range p {
-		if _, ok := unhex(b); !ok {
-			return i
-		}
-	}
-	return len(p)
+	dump := regexp.MustCompile(`((0[xX])?[0-9a-fA-F]{2,}[ ,:-]{0,2}){6,}|[0-9a-fA-F]{12,}|[^\x20-\x7E\r\n]+`)
+	p = dump.ReplaceAll(p, []byte("[...]"))
+	p = p[max(0, len(p)-maxWords):]
+	lines := bytes.FieldsFunc(p, func(r rune) bool { return r == '\n' || r == '\r' })
+	return string(bytes.Join(lines, []byte(" / ")))
 }

@@ -110,8 +110,10 @@ func TestExecFails(t *testing.T) {
 		"no reader":     {"exit 0", "without having read its input"},
 		"fails at once": {"echo no probe found >&2; exit 3", "exit status 3: it said: no probe found: the unit"},
 		"quotes":        {"cat >&2; echo and so on >&2; exit 1", "and so on"},
+		"dumps":         {"cat >/dev/null; echo A7 3C A7 3C A7 3C A7 3C a7,3c,a7,3c,a7,3c 0xA7 0x3C 0xA7 0x3C 0xA7 0x3C end >&2; exit 1", "said: [...]end"},
+		"much":          {"cat >/dev/null; for i in $(seq 1 9); do seq 1 200; done >&2; echo the end >&2; exit 1", "199 / 200 / the end"},
 		"no command":    {"/nonexistent/tool", "exit status 127"},
-		"terminal":      {"cat >/dev/null; printf 'a\\033[2Jb' >&2; exit 1", `a\x1b[2Jb`},
+		"terminal":      {"cat >/dev/null; printf 'a\\033[2Jb' >&2; exit 1", "a[...][2Jb"},
 		"killed":        {"cat >/dev/null; kill -9 $$", "signal: killed"},
 	} {
 		p, buf := execProbe(t, c.command, nil)

@@ -68,6 +68,9 @@ func TestFlash(t *testing.T) {
 			if err := p.Reset(t.Context()); err != nil || s.count("reset!") != 1 || s.count("D") != 1 {
 				t.Errorf("reset: %v, %v", err, s.log)
 			}
+			if n := s.count("qSupported"); n != 1 {
+				t.Errorf("it took %d connections", n)
+			}
 			if n := s.count("vFlashErase"); n != 2 {
 				t.Errorf("%d erases", n) // blocks 1 and 2 in one, 4
 			}
@@ -225,5 +228,39 @@ func TestNoReset(t *testing.T) {
 	p := open(t, "gdb:"+s.addr, nil)
 	if err := p.Reset(t.Context()); !errors.Is(err, ErrTarget) || s.count("R00") != 1 || s.count("D") != 1 {
 		t.Errorf("got %v, %v", err, s.log)
+	}
+}
+
+// TestServersWords: what a server says is shown, but not when it might quote a secret.
+func TestServersWords(t *testing.T) {
+	s := newStub(t, faults{tattles: true})
+	p := open(t, "gdb:"+s.addr, nil)
+	for _, secret := range []bool{false, true} {
+		err := p.Write(t.Context(), []Region{{ramAt, []byte("this is the key"), secret}})
+		if !errors.Is(err, ErrTarget) || strings.Contains(err.Error(), "the key") == secret {
+			t.Errorf("secret %t: %v", secret, err)
+		}
+	}
+}
+
+// TestUnpluggedIsNotLocked: a debug server that has no unit must not pass for a unit that
+// refuses to be read.
+func TestUnpluggedIsNotLocked(t *testing.T) {
+	s := newStub(t, faults{unplugged: true})
+	spec, err := Parse("gdb:" + s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := spec.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Read(t.Context(), flashAt, 4); !errors.Is(err, ErrGone) || errors.Is(err, ErrTarget) {
+		t.Errorf("got %v", err)
+	}
+	locked := newStub(t, faults{blindFrom: 1})
+	p = open(t, "gdb:"+locked.addr, nil)
+	if _, err := p.Read(t.Context(), flashAt, 4); !errors.Is(err, ErrTarget) || errors.Is(err, ErrGone) {
+		t.Errorf("locked: %v", err)
 	}
 }

@@ -19,12 +19,15 @@ import (
 // back, and where that cannot be read nothing is erased. Without a map, and outside of it,
 // memory is written as it is.
 type GDB struct {
-	spec  Spec
-	addr  netip.AddrPort
-	w     *wire // nil: not connected
-	areas []area
-	hasX  bool // X is known
-	knowX bool // whether X is known has been asked
+	spec Spec
+	addr netip.AddrPort
+	w    *wire // nil: not connected
+
+	// What this server can do, since attach.
+	hasMap bool
+	areas  []area
+	hasX   bool // X is known
+	knowX  bool // whether X is known has been asked
 }
 
 func newGDB(addr netip.AddrPort, s Spec) *GDB {
@@ -57,7 +60,7 @@ func (g *GDB) alive(ctx context.Context) error {
 	return err
 }
 
-var errNoUnit = fmt.Errorf("%w: the debug server has no unit", ErrTarget)
+var errNoUnit = fmt.Errorf("%w: the debug server has no unit", ErrGone)
 
 // Write implements Probe.
 func (g *GDB) Write(ctx context.Context, regions []Region) error {
@@ -137,10 +140,16 @@ func (g *GDB) attach(ctx context.Context) (err error) {
 	if err = g.agree(ctx); err == nil {
 		err = g.halt(ctx)
 	}
+	if err == nil && g.hasMap {
+		g.areas, err = g.memoryMap(ctx) // only now: before, a Black Magic Probe has none
+	}
 	if err == nil {
 		return nil
 	}
 	g.drop()
+	if errors.Is(err, ErrTarget) { // a unit that is not there must not pass for a locked one
+		err = fmt.Errorf("%w: %s", ErrGone, err.Error())
+	}
 	return fmt.Errorf("debug server %s: %w", g.addr, err)
 }
 
@@ -167,10 +176,8 @@ func (g *GDB) agree(ctx context.Context) error {
 		}
 		g.w.noAck = string(answer) == "OK"
 	}
-	if slices.Contains(can, "qXfer:memory-map:read+") {
-		g.areas, err = g.memoryMap(ctx)
-	}
-	return err
+	g.hasMap = slices.Contains(can, "qXfer:memory-map:read+")
+	return nil
 }
 
 func (g *GDB) ask(ctx context.Context, text string) ([]byte, error) {
@@ -184,7 +191,7 @@ func (g *GDB) halt(ctx context.Context) error {
 	if err != nil || there {
 		return err
 	}
-	if _, err := g.monitor(ctx, "swdp_scan"); err != nil && !errors.Is(err, ErrTarget) {
+	if _, err := g.monitor(ctx, "swdp_scan"); err != nil {
 		return err
 	}
 	answer, err := g.stopReply(ctx, "vAttach;1")
@@ -226,22 +233,25 @@ func (g *GDB) stopReply(ctx context.Context, text string) ([]byte, error) {
 	return g.w.answer(ctx, never)
 }
 
-// monitor gives a command to the server's console and returns what it said.
-func (g *GDB) monitor(ctx context.Context, text string) (string, error) {
+// monitor gives a command to the server's console, and says whether that knew it.
+func (g *GDB) monitor(ctx context.Context, text string) (known bool, err error) {
+	g.w.listen = true // only now: at a write its words might quote what is written
 	answer, err := g.ask(ctx, "qRcmd,"+hex.EncodeToString([]byte(text)))
+	g.w.listen = false
 	if err != nil {
-		return "", err
+		return false, err
 	}
 	said := append([]byte(nil), g.w.console...)
+	p := make([]byte, len(answer)/2)
+	n, _ := decodeHex(p, answer) // the words may also come as the answer itself
+	said = append(said, p[:n]...)
+	if len(answer) == 0 || unknown(string(said)) {
+		return false, nil
+	}
 	if err := refusal(answer, false); err != nil {
-		return "", fmt.Errorf("%w %s", err, printable(said))
+		return true, fmt.Errorf("%s: %w: %s", text, err, printable(said))
 	}
-	if string(answer) != "OK" { // the words may also come as the answer itself
-		p := make([]byte, len(answer)/2)
-		n, _ := decodeHex(p, answer)
-		said = append(said, p[:n]...)
-	}
-	return printable(said), nil
+	return true, nil
 }
 
 // Reset implements Probe. QEMU is told to reset its machine, others to reset the unit; a
@@ -281,18 +291,18 @@ func (g *GDB) reset(ctx context.Context) error {
 		_, err = g.monitor(ctx, "system_reset")
 		return err
 	}
-	said, err := g.monitor(ctx, "reset")
-	switch {
-	case err == nil && !unknown(said):
-		_, err = g.monitor(ctx, "go") // J-Link's reset leaves the unit halted; others do not know the word
-		if errors.Is(err, ErrTarget) {
-			err = nil
-		}
-		return err
-	case err != nil && !errors.Is(err, ErrTarget):
+	known, err := g.monitor(ctx, "reset")
+	if err != nil {
 		return err
 	}
-	return g.restart(ctx)
+	if !known {
+		return g.restart(ctx)
+	}
+	_, err = g.monitor(ctx, "go") // J-Link's reset leaves the unit halted; others do not know the word
+	if errors.Is(err, ErrTarget) {
+		err = nil
+	}
+	return err
 }
 
 // unknown tells the words with which a console says that it does not know a command.

@@ -12,9 +12,10 @@ import (
 	"time"
 )
 
-// TestGDBServer works on a host program under gdbserver, which knows X, sends checksummed
-// replies with repetitions, and has no reset but a restart.
-func TestGDBServer(t *testing.T) {
+// hostUnit starts a host program, stopped, under gdbserver. Its memory at 0x10000000 plays the
+// unit's; when it runs it says so on the channel.
+func hostUnit(t *testing.T) (spec string, words <-chan string) {
+	t.Helper()
 	server, cc := need(t, "gdbserver"), need(t, "gcc")
 	dir := t.TempDir()
 	source, program, said := filepath.Join(dir, "unit.c"), filepath.Join(dir, "unit"), filepath.Join(dir, "said")
@@ -32,14 +33,21 @@ int main(int n, char **arg) { FILE *f = fopen(arg[1], "w"); fprintf(f, "runs %x\
 	if err := syscall.Mkfifo(said, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	words := make(chan string, 1)
+	heard := make(chan string, 1)
 	go func() {
 		text, _ := os.ReadFile(said)
-		words <- string(text)
+		heard <- string(text)
 	}()
 	port := freePort(t)
 	start(t, server, "--once", fmt.Sprintf("127.0.0.1:%d", port), program, said)
-	p := open(t, fmt.Sprintf("gdb:127.0.0.1:%d", port), nil)
+	return fmt.Sprintf("gdb:127.0.0.1:%d", port), heard
+}
+
+// TestGDBServer works on a program under gdbserver, which knows X, sends replies with
+// repetitions, and has no reset but a restart.
+func TestGDBServer(t *testing.T) {
+	spec, words := hostUnit(t)
+	p := open(t, spec, nil)
 
 	long, zeros := pattern(9000), make([]byte, 300) // zeros come back run-length encoded
 	if err := p.Write(t.Context(), []Region{{0x10000000, long, true}, {0x10003000, zeros, false}}); err != nil {

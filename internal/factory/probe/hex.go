@@ -80,7 +80,6 @@ func (h *hexWriter) put(c byte) {
 
 func (h *hexWriter) out() error {
 	err := h.flush(h.buf[:h.n])
-	clear(h.buf[:h.n])
 	h.n = 0
 	return err
 }

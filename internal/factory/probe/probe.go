@@ -23,12 +23,13 @@ import (
 
 // The kinds of failure. All else is wrong use (a bad region, an expired context).
 var (
-	// ErrTarget is an answer: the debug server or the command is there and said no. A Read that
-	// fails so shows that memory cannot be read, which is what is demanded of a locked unit.
+	// ErrTarget is an answer: a debug server that has a unit, or the command, said no. A Read
+	// that fails so shows that memory cannot be read, which is what is demanded of a locked
+	// unit. Beware: a server may say the same of a unit whose cable has come off.
 	ErrTarget = errors.New("refused by the target")
 
-	// ErrGone is no answer: connection refused or lost, silence until the time-out, or bytes
-	// that are no protocol. It shows nothing about the unit.
+	// ErrGone is no answer: connection refused or lost, silence until the time-out, bytes that
+	// are no protocol, or a server that has no unit. It shows nothing about the unit.
 	ErrGone = errors.New("probe gone")
 
 	// ErrNoRead is what Read of a probe says that can only write.

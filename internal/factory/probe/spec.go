@@ -62,7 +62,7 @@ func parse(text string) (s Spec, err error) {
 	case strings.ContainsAny(text, "\x00\n\r"):
 		return s, errors.New("has a zero byte or a line end in it")
 	case !ok || kind != "gdb" && kind != "exec":
-		return s, errors.New("begins neither with gdb: nor with exec:")
+		return s, errors.New("begins neither with gdb: nor with exec: as a probe does")
 	}
 	s.Kind = kind
 	if kind == "exec" {

@@ -36,7 +36,9 @@ type faults struct {
 	reset         string // the console's word for reset, "" if there is no console
 	silent        string // packets that begin so are never answered
 	noUnit        bool   // until swdp_scan and vAttach
+	unplugged     bool   // it has no unit, whatever is tried
 	memoryMap     string // instead of its own
+	tattles       bool   // it quotes in an error, and on its console, what is to be written
 }
 
 // stub is a debug server that follows the GDB manual: flash is to be erased by whole
@@ -65,7 +67,7 @@ func newStub(t *testing.T, f faults) *stub {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stub{t: t, f: f, addr: l.Addr().String(), ram: make([]byte, ramSize), erased: map[int]bool{}, last: -1, there: !f.noUnit}
+	s := &stub{t: t, f: f, addr: l.Addr().String(), ram: make([]byte, ramSize), erased: map[int]bool{}, last: -1, there: !f.noUnit && !f.unplugged}
 	for i := range flashSize {
 		s.flash = append(s.flash, byte(i>>3))
 	}
@@ -155,7 +157,10 @@ func (s *stub) serve(c net.Conn) {
 func (s *stub) answer(c net.Conn, p []byte) {
 	if s.f.badSums > 0 {
 		s.f.badSums--
-		p = append(bytes.Clone(p[:len(p)-1]), 'x')
+		p = bytes.Clone(p)
+		if p[1] ^= 1; p[1] == '#'^1 { // no data to damage
+			p[1], p[2] = '#', '1'
+		}
 	}
 	s.send(c, p)
 }
@@ -226,6 +231,8 @@ func (s *stub) handle(p string) (string, bool) {
 		return "W00", true
 	case word == "?":
 		return "T05thread:01;", true
+	case word == "vAttach" && !s.there:
+		return "E01", true
 	case word == "vAttach":
 		return "T05", true
 	case word == "qXfer":
@@ -271,6 +278,9 @@ func (s *stub) xfer(p string) string {
 <memory type="ram" start="%#x" length="%#x"/>
 </memory-map>`, flashAt, flashSize, blockSize, ramAt, ramSize)
 	}
+	if !s.there {
+		return "E01"
+	}
 	var from, n int
 	if _, err := fmt.Sscanf(p, "qXfer:memory-map:read::%x,%x", &from, &n); err != nil || from > len(doc) {
 		return "E00"
@@ -291,6 +301,9 @@ func (s *stub) console(p string) string {
 		s.log = append(s.log, "reset!")
 		return "OK"
 	case "swdp_scan":
+		if s.f.unplugged {
+			return "E03"
+		}
 		s.there = true
 		return "OK"
 	}
@@ -373,6 +386,9 @@ func (s *stub) poke(p string) string {
 		ok = err == nil
 	}
 	mem, at := s.place(addr, n)
+	if s.f.tattles && n > 0 {
+		return "E.cannot write " + string(data)
+	}
 	if !ok || len(data) != n || mem == nil || addr < ramAt && n > 0 {
 		return "E01"
 	}

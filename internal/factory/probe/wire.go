@@ -24,7 +24,8 @@ type wire struct {
 	noAck   bool
 	limit   int // data bytes that the server takes in a packet
 	timeout time.Duration
-	console []byte // what the server's console said during the last command, bounded
+	listen  bool   // keep what the server's console says
+	console []byte // that, bounded
 }
 
 const (
@@ -39,12 +40,9 @@ const (
 // connect opens a connection. buf is divided: half for the packet that goes out, a quarter
 // each for what comes in and for the packet decoded from it.
 func connect(ctx context.Context, addr netip.AddrPort, buf []byte, timeout time.Duration) (*wire, error) {
-	if !addr.Addr().IsLoopback() {
-		return nil, errors.New("the debug server is not on this machine")
-	}
 	conn, err := (&net.Dialer{Timeout: timeout}).DialContext(ctx, "tcp", addr.String())
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrGone, brief(err))
+		return nil, lost(ctx, err)
 	}
 	half, quarter := len(buf)/2, len(buf)/4
 	return &wire{
@@ -165,7 +163,7 @@ func (w *wire) hear(p []byte) bool {
 	if len(p) == 0 || p[0] != 'O' || string(p) == "OK" {
 		return false
 	}
-	for i := 1; i+1 < len(p) && len(w.console) < maxConsole; i += 2 {
+	for i := 1; w.listen && i+1 < len(p) && len(w.console) < maxConsole; i += 2 {
 		hi, ok1 := unhex(p[i])
 		lo, ok2 := unhex(p[i+1])
 		if !ok1 || !ok2 {
@@ -218,7 +216,7 @@ func refusal(answer []byte, quiet bool) error {
 	case len(answer) == 0:
 		return fmt.Errorf("%w: it does not know this command", ErrTarget)
 	case answer[0] == 'W' || answer[0] == 'X' || answer[0] == 'N':
-		return fmt.Errorf("%w: there is no target, or it has ended", ErrTarget)
+		return fmt.Errorf("%w: the debug server has no unit", ErrGone)
 	case answer[0] != 'E':
 		return nil
 	case len(answer) == 3:
