@@ -158,6 +158,18 @@ func TestOpenRefuses(t *testing.T) {
 		"no journal":            {func(t *testing.T, r *rig, _ []byte) { fatal(t, os.Remove(r.dir+"/line1.journal")) }, []string{"line1.journal is missing", "hint: "}},
 		"an older journal": {func(t *testing.T, r *rig, old []byte) { fatal(t, os.WriteFile(r.dir+"/line1.journal", old, 0o600)) },
 			[]string{"its end was cut off", "hint: "}},
+		"a journal with another past": {func(t *testing.T, r *rig, old []byte) {
+			path := r.dir + "/line1.journal"
+			fatal(t, os.WriteFile(path, old, 0o600))
+			key, err := pki.ReadKey(r.dir+"/station.key", nil)
+			fatal(t, err)
+			j, err := factory.OpenJournal(path, key)
+			fatal(t, err)
+			defer j.Close()
+			for _, id := range []identity.ID{0xABCD0004, 0xABCD0005} {
+				fatal(t, j.AppendBurnt(id, "another test", time.Now()))
+			}
+		}, []string{"this is not the line that was there", "hint: "}},
 		"a changed journal": {func(t *testing.T, r *rig, _ []byte) {
 			text, err := os.ReadFile(r.dir + "/line1.journal")
 			fatal(t, err)
@@ -288,6 +300,9 @@ func TestEnrol(t *testing.T) {
 	again, err := b.Enrol(request(t, key, nil))
 	if err != nil || !again.Again || !bytes.Equal(again.Certificate, v.Certificate) || !bytes.Equal(again.Trust, v.Trust) {
 		t.Errorf("%+v, %v", again, err)
+	}
+	if _, err := b.certify(0xABCD0005, b.blocks[0], request(t, key, nil), factory.ByProbe); err == nil {
+		t.Error("one key for two units")
 	}
 	more, err := b.Enrol(request(t, newKey(t), func(q *x509.CertificateRequest) {
 		q.Subject, q.DNSNames = pkix.Name{CommonName: "broker"}, []string{"mqtt.example.com"}

@@ -179,6 +179,7 @@ func TestLock(t *testing.T) {
 	}{
 		{"open", "", false, "its memory can still be read"},
 		{"locked", "$E01#a6", true, ""},
+		{"gone", "cut", false, "whether the unit is locked is not known"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			flag := filepath.Join(t.TempDir(), "locked")
@@ -192,6 +193,9 @@ func TestLock(t *testing.T) {
 				return p
 			}, func(p []byte) []byte {
 				if _, err := os.Stat(flag); err == nil && asked.Load() && c.locked != "" && bytes.IndexByte(p, '$') >= 0 {
+					if c.locked == "cut" {
+						return nil
+					}
 					return []byte(c.locked)
 				}
 				return p

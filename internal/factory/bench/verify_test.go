@@ -67,6 +67,10 @@ func TestVerify(t *testing.T) {
 	fatal(t, err)
 	wrong, err := factory.EncodeIdentity(0xABCD0001, newKey(t).D.FillBytes(make([]byte, 32)), 0)
 	fatal(t, err)
+	sound, err := factory.ParseIdentity(id)
+	fatal(t, err)
+	renamed, err := factory.EncodeIdentity(0xABCD0009, sound.Scalar, 0)
+	fatal(t, err)
 	for _, c := range []struct {
 		words string
 		addr  uint32
@@ -74,6 +78,7 @@ func TestVerify(t *testing.T) {
 	}{
 		{"identity block: not an identity block: wrong checksum", 0x20010000, flip(id, 50)},
 		{"for another key than the one in the identity block", 0x20010000, wrong[:]},
+		{`the certificate is for "ABCD0001", the identity block for ABCD0009`, 0x20010000, renamed[:]},
 		{"trust region: not a trust region: wrong checksum", 0x20011000, flip(trust, 200)},
 		{"not signed by this station", 0x20011000, e.Trust},
 		{"the journal has another certificate for ABCD0001", 0x20011000, e.Trust},
