@@ -25,10 +25,13 @@ import (
 )
 
 func (a *app) caCommand() *cobra.Command {
-	return group("ca", "sign at the safe, and bring the results to the server", `ca is the production way to a signature. The server has no CA key: what needs one
+	return group("ca", "sign at the safe, bring the results to the server, keep the keys", `ca is the production way to a signature. The server has no CA key: what needs one
 becomes a request file in server/requests. Carry it to the safe, "hawser ca sign" it
 there, carry the result back, and "hawser ca import" it. Each result fits one request
-and is imported once. In a trial fleet nothing of this is needed.`, a.caSign(), a.caImport(), a.caIssueBroker())
+and is imported once. In a trial fleet nothing of this is needed.
+
+The key of a CA is a file, encrypted, or an object on a PKCS#11 token: "hawser ca list"
+tells where each one is, "hawser ca move" puts it elsewhere.`, a.caSign(), a.caImport(), a.caIssueBroker(), a.caList(), a.caMove())
 }
 
 func (a *app) caSign() *cobra.Command {
@@ -92,7 +95,7 @@ func (a *app) signRequest(name, out string, s *signer) error {
 // openCA waits while another process signs, and says so.
 func (a *app) openCA(s *signer) (*fleet.CA, error) {
 	defer a.busy(context.Background(), "waiting for another process that signs with %s", s.dir)()
-	return fleet.OpenCA(s.dir, func() ([]byte, error) { return s.pass.known(s.dir) })
+	return s.openDir(s.dir)
 }
 
 // confirm is fleet.Confirm: it shows the request and reads a line from standard input.

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"bytes"
-	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -25,7 +24,7 @@ const kindAnchors = "anchors"
 func generationBase(n uint32) string { return "device-" + strconv.FormatUint(uint64(n), 10) }
 
 // MakeGeneration gives the certificate of device CA n. If it is not there, it is made,
-// its key encrypted like that of the newest one, which must be n-1.
+// its key kept like that of the newest one, which must be n-1: see keyLike.
 func (c *CA) MakeGeneration(n uint32, now time.Time) (*x509.Certificate, error) {
 	base := generationBase(n)
 	if _, err := os.Stat(filepath.Join(c.dir, base+".crt")); err == nil {
@@ -42,7 +41,7 @@ func (c *CA) MakeGeneration(n uint32, now time.Time) (*x509.Certificate, error) 
 	if have, err := pki.Generation(newest.Cert); err != nil || uint32(have)+1 != n {
 		return nil, errors.Join(fmt.Errorf("%s holds device CA %d, so it cannot make number %d", c.dir, have, n), err)
 	}
-	key, err := c.makeKey(filepath.Join(c.dir, base+".key"))
+	key, err := c.keyLike(c.newest, base)
 	if err != nil {
 		return nil, err
 	}
@@ -55,18 +54,6 @@ func (c *CA) MakeGeneration(n uint32, now time.Time) (*x509.Certificate, error) 
 	}
 	c.issuers[base], c.newest = i, base
 	return i.Cert, nil
-}
-
-// makeKey makes a key file, or opens the one that an attempt before has left.
-func (c *CA) makeKey(path string) (*ecdsa.PrivateKey, error) {
-	key, err := pki.ReadKey(path, c.askOnce)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return key, err
-	}
-	if key, err = pki.GenerateKey(); err != nil {
-		return nil, err
-	}
-	return key, pki.WriteKey(path, key, c.pass)
 }
 
 func subjectOf(ca *x509.Certificate) (n pki.Name) {

@@ -5,7 +5,8 @@
 // signed were linted against the profile they belong to, that a CA takes nothing
 // from a request but a public key whose holder proved possession, and that what
 // another party hands in (a certificate, a result, an anchor set) is accepted
-// whole or refused with the reason. Everything is P-256 and ECDSA with SHA-256.
+// whole or refused with the reason. A key is a file or an object on a PKCS#11 token,
+// named by a URI; what is on a token never leaves it. Everything is P-256 and ECDSA with SHA-256.
 // It imports leaves and libraries only and holds no state of its own.
 package pki
 

@@ -10,9 +10,19 @@ import (
 )
 
 // AddCertificate makes c the active certificate of its principal and generation;
-// the one before is superseded. The principal must be known and active. A
-// fingerprint that is known already is ErrExists.
+// the one before is superseded. The generation of a service's certificate is its
+// renewal, whatever c says: the one in use stays active beside the new one, see
+// ServiceUsed. The principal must be known and active. A fingerprint that is known
+// already is ErrExists.
 func (tx *Tx) AddCertificate(actor string, c Certificate) error {
+	if c.Principal.Kind == identity.Service {
+		return tx.renewService(actor, c, true)
+	}
+	return tx.addCertificate(actor, c, tx.supersede)
+}
+
+// addCertificate stores c after makeRoom has superseded what c replaces.
+func (tx *Tx) addCertificate(actor string, c Certificate, makeRoom func(Certificate) error) error {
 	if err := tx.mayHaveCertificate(c.Principal); err != nil {
 		return err
 	}
@@ -23,7 +33,7 @@ func (tx *Tx) AddCertificate(actor string, c Certificate) error {
 	if n != 0 {
 		return fmt.Errorf("certificate %x: %w", c.Fingerprint, ErrExists)
 	}
-	if err := tx.supersede(c); err != nil {
+	if err := makeRoom(c); err != nil {
 		return err
 	}
 	err := tx.exec(`INSERT INTO certificates (fingerprint, kind, name, generation, der, not_before, not_after, state, at)

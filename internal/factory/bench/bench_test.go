@@ -268,8 +268,8 @@ func TestRenewed(t *testing.T) {
 	}
 }
 
-// request makes a certificate request.
-func request(t *testing.T, key crypto.Signer, change func(*x509.CertificateRequest)) []byte {
+// csrOf makes a certificate request.
+func csrOf(t *testing.T, key crypto.Signer, change func(*x509.CertificateRequest)) []byte {
 	t.Helper()
 	q := &x509.CertificateRequest{}
 	if change != nil {
@@ -286,7 +286,7 @@ func TestEnrol(t *testing.T) {
 	r.load(5, nil)
 	b := r.open()
 	key := newKey(t)
-	v, err := b.Enrol(pki.EncodeCSR(request(t, key, nil)))
+	v, err := b.Enrol(pki.EncodeCSR(csrOf(t, key, nil)))
 	fatal(t, err)
 	cert, err := x509.ParseCertificate(v.Certificate)
 	fatal(t, err)
@@ -297,14 +297,14 @@ func TestEnrol(t *testing.T) {
 	}
 	fatal(t, b.Close())
 	b = r.open()
-	again, err := b.Enrol(request(t, key, nil))
+	again, err := b.Enrol(csrOf(t, key, nil))
 	if err != nil || !again.Again || !bytes.Equal(again.Certificate, v.Certificate) || !bytes.Equal(again.Trust, v.Trust) {
 		t.Errorf("%+v, %v", again, err)
 	}
-	if _, err := b.certify(0xABCD0005, b.blocks[0], request(t, key, nil), factory.ByProbe); err == nil {
+	if _, err := b.certify(0xABCD0005, b.blocks[0], csrOf(t, key, nil), factory.ByProbe); err == nil {
 		t.Error("one key for two units")
 	}
-	more, err := b.Enrol(request(t, newKey(t), func(q *x509.CertificateRequest) {
+	more, err := b.Enrol(csrOf(t, newKey(t), func(q *x509.CertificateRequest) {
 		q.Subject, q.DNSNames = pkix.Name{CommonName: "broker"}, []string{"mqtt.example.com"}
 	}))
 	fatal(t, err)
@@ -327,10 +327,10 @@ func TestEnrolRefuses(t *testing.T) {
 	fatal(t, err)
 	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	fatal(t, err)
-	good := request(t, newKey(t), nil)
+	good := csrOf(t, newKey(t), nil)
 	for want, q := range map[string][]byte{
-		"not ECDSA-SHA256":      request(t, rsaKey, nil),
-		"P-256":                 request(t, p384, func(q *x509.CertificateRequest) { q.SignatureAlgorithm = x509.ECDSAWithSHA256 }),
+		"not ECDSA-SHA256":      csrOf(t, rsaKey, nil),
+		"P-256":                 csrOf(t, p384, func(q *x509.CertificateRequest) { q.SignatureAlgorithm = x509.ECDSAWithSHA256 }),
 		"possession":            flip(good, len(good)-1),
 		"parse":                 good[:len(good)-1],
 		"not a certificate req": []byte("hello"),
@@ -345,7 +345,7 @@ func TestEnrolRefuses(t *testing.T) {
 
 // TestReadRequest: a request is found in what a unit says at boot.
 func TestReadRequest(t *testing.T) {
-	want := pki.EncodeCSR(request(t, newKey(t), nil))
+	want := pki.EncodeCSR(csrOf(t, newKey(t), nil))
 	console := "boot v1.2\r\n-----BEGIN CERTIFICATE REQUEST-----\r\ncut off by a reset\r\nboot v1.2\r\n" + strings.ReplaceAll(string(want), "\n", "\r\n") + "> "
 	got, err := ReadRequest(strings.NewReader(console))
 	if err != nil || !bytes.Equal(got, want) {
@@ -367,7 +367,7 @@ func TestJournalThatCannotBeWritten(t *testing.T) {
 	r.load(5, nil)
 	b := r.open()
 	fatal(t, b.journal.Close())
-	_, err := b.Enrol(request(t, newKey(t), nil))
+	_, err := b.Enrol(csrOf(t, newKey(t), nil))
 	if err == nil || errors.Is(err, ErrStop) {
 		t.Errorf("%v", err)
 	}

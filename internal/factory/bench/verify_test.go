@@ -63,7 +63,7 @@ func TestVerify(t *testing.T) {
 	trust = trust[:size]
 	other := newRig(t, nil)
 	other.load(5, nil)
-	e, err := other.open().Enrol(request(t, newKey(t), nil)) // ABCD0001 of another fleet
+	e, err := other.open().Enrol(csrOf(t, newKey(t), nil)) // ABCD0001 of another fleet
 	fatal(t, err)
 	wrong, err := factory.EncodeIdentity(0xABCD0001, newKey(t).D.FillBytes(make([]byte, 32)), 0)
 	fatal(t, err)
@@ -94,7 +94,7 @@ func TestVerify(t *testing.T) {
 	next, block, err := b.reserve(time.Now())
 	fatal(t, err)
 	key := newKey(t)
-	n, err := b.certify(next, block, request(t, key, nil), factory.ByProbe)
+	n, err := b.certify(next, block, csrOf(t, key, nil), factory.ByProbe)
 	fatal(t, err)
 	trust, err = trustOf(n.Cert, block)
 	fatal(t, err)
