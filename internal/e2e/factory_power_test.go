@@ -101,7 +101,7 @@ func TestFactoryPowerCut(t *testing.T) {
 	needTools(t, "qemu-system-arm")
 	s := newStation(t, 400)
 	s.plug()
-	h := &history{s: s, keys: map[string]string{}}
+	h := &history{s: s, keys: map[string]string{}, key: map[string]string{}}
 	const most = 300
 	for nth := 1; ; nth++ {
 		if nth > most {
@@ -140,6 +140,7 @@ func (s *station) cut(nth int) (code int, out string) {
 type history struct {
 	s     *station
 	keys  map[string]string // key in a unit -> the id it had
+	key   map[string]string // the other way round
 	taken []string          // ids, as the file "reserved" named them
 }
 
@@ -161,6 +162,10 @@ func (h *history) look(nth int, out string) {
 		t.Errorf("call %d: %s and %s have the same key", nth, other, id)
 	}
 	h.keys[string(v.Scalar)] = id
+	if other, ok := h.key[id]; ok && other != string(v.Scalar) {
+		t.Errorf("call %d: %s has a second key", nth, id)
+	}
+	h.key[id] = string(v.Scalar)
 	if strings.Contains(out, `"result":"pass"`) && !strings.Contains(out, `"id":"`+id+`"`) {
 		t.Errorf("call %d: the unit is %s, but %s", nth, id, out)
 	}
@@ -192,6 +197,9 @@ func (h *history) check() {
 		}
 	}
 	for scalar, id := range h.keys {
+		if end[id] == "" {
+			t.Errorf("a unit has %s, and the journal knows nothing of it", id)
+		}
 		key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), []byte(scalar))
 		fatal(t, err)
 		if pub := units[id]; pub != nil && !pub.Equal(&key.PublicKey) {
