@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bufio"
-	"crypto/ecdsa"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -12,12 +11,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"hawser/internal/factory"
 	"hawser/internal/factory/probe"
-	"hawser/internal/identity"
-	"hawser/internal/pki"
 )
 
 // Where an emulated unit keeps what the bench writes.
@@ -26,61 +22,6 @@ const (
 	atTrust    = 0x20011000
 )
 
-// office is the server's side of a bench: what reserves ids and signs a block.
-type office struct {
-	t     testing.TB
-	fleet [16]byte
-	ca    *pki.Issuer
-	set   []byte
-	next  identity.ID
-}
-
-func newOffice(t testing.TB) *office {
-	t.Helper()
-	o := &office{t: t, fleet: [16]byte{1, 2, 3}, next: 0xABCD0001}
-	name := pki.Name{Organisation: "Acme", Country: "ZZ"}
-	var roots [2]*pki.Issuer
-	for i, label := range []string{"A", "B"} {
-		root, err := pki.IssueBrokerRoot(newKey(t), name, label, time.Now())
-		fatal(t, err)
-		roots[i] = root
-	}
-	ca, err := pki.IssueDeviceCA(newKey(t), name, 1, time.Now())
-	fatal(t, err)
-	o.ca = ca
-	set := &pki.AnchorSet{Fleet: o.fleet, Sequence: 1, InUse: roots[0].Cert, Standby: roots[1].Cert, Port: 8883, Domains: []string{"localhost"}}
-	o.set, err = pki.SignAnchors(roots[1].Signer, set)
-	fatal(t, err)
-	return o
-}
-
-// block answers a station's request with a block of n ids.
-func (o *office) block(csrFile, station string, n int, expires time.Time) []byte {
-	o.t.Helper()
-	text, err := os.ReadFile(csrFile)
-	fatal(o.t, err)
-	csr, err := pki.ParseCSR(text)
-	fatal(o.t, err)
-	cert, err := pki.IssueStationCA(o.ca, station, csr.Pub, time.Now())
-	fatal(o.t, err)
-	b := &factory.Block{Fleet: o.fleet, Station: station, ID: factory.BlockID{byte(o.next >> 24), byte(o.next >> 16), byte(o.next >> 8), byte(o.next)},
-		Expires: expires.Truncate(time.Second), DeviceCA: o.ca.Cert, StationCert: cert, Anchors: o.set}
-	for range n {
-		b.IDs = append(b.IDs, o.next)
-		o.next++
-	}
-	file, err := factory.SignBlock(o.ca, b)
-	fatal(o.t, err)
-	return file
-}
-
-func newKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
-	k, err := pki.GenerateKey()
-	fatal(t, err)
-	return k
-}
-
 func fatal(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -88,27 +29,24 @@ func fatal(t testing.TB, err error) {
 	}
 }
 
-// station is a bench directory with a block loaded and a port for the units.
+// station is a bench directory with a block loaded, the fleet that it came from, and a port
+// for the units.
 type station struct {
-	t    testing.TB
-	dir  string
-	port int
+	t     testing.TB
+	fleet *fleet
+	dir   string
+	port  int
 }
 
-// newStation sets up a trial bench with n ids.
+// newStation sets up a trial fleet and a trial bench with n ids of it.
 func newStation(t testing.TB, n int, more ...string) *station {
 	t.Helper()
-	s := &station{t, filepath.Join(t.TempDir(), "bench"), unusedPort(t)}
+	s := &station{t, newFleet(t), filepath.Join(t.TempDir(), "bench"), unusedPort(t)}
 	s.do(append([]string{"init", "--station", "line1", "--trial", "--probe", s.probe(), "--class", "sensor-a", "--hardware", "3"}, more...)...)
-	s.load(newOffice(t).block(filepath.Join(s.dir, "station.csr"), "line1", n, time.Now().Add(time.Hour)))
+	block := s.fleet.path("..", "line1.block")
+	s.fleet.do("factory", "reserve", "--station", "line1", "--count", fmt.Sprint(n), "--station-csr", filepath.Join(s.dir, "station.csr"), "--out", block)
+	s.do("load", block)
 	return s
-}
-
-func (s *station) load(block []byte) {
-	s.t.Helper()
-	file := filepath.Join(s.t.TempDir(), "line1.block")
-	fatal(s.t, os.WriteFile(file, block, 0o600))
-	s.do("load", file)
 }
 
 func (s *station) probe() string {
@@ -172,7 +110,7 @@ func (s *station) plug(wrapper ...string) *unit {
 	fatal(s.t, u.cmd.Start())
 	s.t.Cleanup(u.unplug)
 	until(s.t, "the unit's debug server", func() bool {
-		table, err := os.ReadFile("/proc/net/tcp") // a connection would halt the unit
+		table, err := os.ReadFile("/proc/thread-self/net/tcp") // a connection would halt the unit
 		fatal(s.t, err)
 		return strings.Contains(string(table), fmt.Sprintf(": 0100007F:%04X 00000000:0000 0A ", s.port))
 	})

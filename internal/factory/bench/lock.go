@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	lockFor   = time.Minute      // the command
-	lockedFor = 10 * time.Second // until the probe gives an answer afterwards
+	lockFor   = time.Minute     // the command
+	lockedFor = 5 * time.Second // until the probe gives an answer afterwards
 	retry     = 200 * time.Millisecond
 	maxSaid   = 500 // bytes of what a command said that are shown
 )

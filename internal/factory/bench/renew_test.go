@@ -2,7 +2,6 @@ package bench
 
 import (
 	"bytes"
-	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/hex"
 	"os"
@@ -25,12 +24,6 @@ func must[T any](t testing.TB, v T, err error) T {
 		t.Fatal(err)
 	}
 	return v
-}
-
-func newKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
-	k, err := pki.GenerateKey()
-	return must(t, k, err)
 }
 
 // safe is a fleet's device CA and its anchors.
