@@ -273,7 +273,7 @@ func (c *CA) MarkCompromised(name string) error {
 	digits, ok := strings.CutPrefix(name, "device-")
 	n, err := strconv.ParseUint(digits, 10, 16)
 	if !ok || err != nil || generationBase(uint32(n)) != name {
-		return fmt.Errorf("%q is not the name of a device CA: device-1, device-2, ...", name)
+		return fmt.Errorf("%q is not the name of a device CA, like device-1", name)
 	}
 	if _, err := os.Stat(filepath.Join(c.dir, name+".crt")); err != nil {
 		return fmt.Errorf("%w: there is no %s in %s", ErrNotHere, name, c.dir)

@@ -129,6 +129,7 @@ func (r *room) public() (*ecdsa.PublicKey, error) {
 	if err != nil {
 		return nil, errors.New("the private key is not a scalar of P-256")
 	}
+	//lint:ignore SA1019 the copy that the parser made can be wiped in no other way
 	defer clear(key.D.Bits())
 	return &key.PublicKey, nil
 }
@@ -139,6 +140,7 @@ func (r *room) request(id identity.ID) ([]byte, error) {
 	if err != nil {
 		return nil, errors.New("the private key is not a scalar of P-256")
 	}
+	//lint:ignore SA1019 the copy that the parser made can be wiped in no other way
 	defer clear(key.D.Bits())
 	t := &x509.CertificateRequest{Subject: pkix.Name{CommonName: id.String()}, SignatureAlgorithm: x509.ECDSAWithSHA256}
 	der, err := x509.CreateCertificateRequest(rand.Reader, t, key)
