@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -290,36 +289,6 @@ station that was forgotten too needs its --station-csr again.`,
 	}
 	cmd.Flags().StringVar(&file, "station-csr", "", "certificate request of the bench, where the station was forgotten too")
 	return a.withJSON(cmd)
-}
-
-func (a *app) factoryStation() *cobra.Command {
-	list := a.withJSON(&cobra.Command{
-		Use:   "list",
-		Short: "list stations, their blocks and what they have made",
-		Long: `list prints each station with the end of its certificate, the ids that it may still
-use, and the devices that came from it. With --json it names the blocks too.`,
-		Example: `  hawser factory station list
-  hawser factory station list --json`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.with(cmd, a.listStations) },
-	})
-	return group("station", "the flashing benches of the fleet", `station holds what is known of flashing benches. One becomes known with its first block:
-"hawser factory reserve".`, list)
-}
-
-func (a *app) listStations(ctx context.Context, c *admin.Client) error {
-	list, err := c.Stations(ctx)
-	if err != nil {
-		return err
-	}
-	return emitAll(a, list, func() {
-		var rows [][]string
-		for _, s := range list {
-			rows = append(rows, []string{s.Name, s.State, cmp.Or(stamp(s.Until), "waits for the safe"), strconv.Itoa(len(s.Blocks)),
-				strconv.Itoa(s.Left), strconv.Itoa(s.Units), strconv.Itoa(s.Burnt), ago(s.Imported, time.Now())})
-		}
-		a.table([]string{"STATION", "STATUS", "CERTIFICATE UNTIL", "BLOCKS", "IDS LEFT", "DEVICES", "BURNT", "LAST IMPORT"}, rows)
-	})
 }
 
 // completeStation proposes names of stations.
