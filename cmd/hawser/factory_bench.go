@@ -93,8 +93,8 @@ func (a *app) initBench(dir string, s bench.Settings, pass *passphrases) error {
 		if s.Trial {
 			a.say("TRIAL: the station's key lies unencrypted in it")
 		}
-		a.say("next, on the server: hawser factory reserve --station %s --station-csr %s", s.Station, filepath.Base(csr))
-		a.say("      then, here:    hawser factory load --dir %s FILE.block", dir)
+		a.say("next, on the server: hawser factory reserve --station %s --count 500 --station-csr %s --out %s.block", s.Station, filepath.Base(csr), s.Station)
+		a.say("      then, here:    hawser factory load --dir %s %s.block", dir, s.Station)
 	})
 }
 

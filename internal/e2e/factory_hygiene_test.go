@@ -95,9 +95,6 @@ func searchTrace(t *testing.T, s *station, trace string, keys [][]byte) {
 	}
 }
 
-// shadow is the size from which a mapping is the race detector's own.
-const shadow = 1 << 31
-
 // core reads what a core file of a running process would hold: all its memory that is
 // there. Only root can, since the process forbids it to everybody else.
 func core(t *testing.T, pid int) (text []byte) {
@@ -107,6 +104,9 @@ func core(t *testing.T, pid int) (text []byte) {
 	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	fatal(t, err)
 	defer mem.Close()
+	pages, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
+	fatal(t, err)
+	defer pages.Close()
 	var from, to int64
 	for line := range strings.Lines(string(maps)) {
 		var perms string
@@ -114,15 +114,31 @@ func core(t *testing.T, pid int) (text []byte) {
 			from = to // not readable
 		}
 		var rss int64
-		if n, _ := fmt.Sscanf(line, "Rss: %d kB", &rss); n != 1 || rss == 0 || from == to {
+		if n, _ := fmt.Sscanf(line, "Rss: %d kB", &rss); n == 1 && rss > 0 && to-from < shadow {
+			text = resident(text, mem, pages, from, to)
+		}
+	}
+	return text
+}
+
+// shadow is the size from which a mapping is the race detector's own.
+const shadow = 1 << 33
+
+// resident appends the pages of a mapping that are in memory.
+func resident(text []byte, mem, pages *os.File, from, to int64) []byte {
+	size := int64(os.Getpagesize())
+	entries := make([]byte, (to-from)/size*8)
+	if _, err := pages.ReadAt(entries, from/size*8); err != nil {
+		return text // the kernel's own pages
+	}
+	for at := from; at < to; at += size {
+		if entries[(at-from)/size*8+7]&0x80 == 0 {
 			continue
 		}
-		if to-from >= shadow && len(raceFlags) > 0 {
-			continue
-		}
-		part := make([]byte, to-from)
-		if _, err := mem.ReadAt(part, from); err == nil { // the kernel's own pages give an error
-			text = append(text, part...)
+		n := len(text)
+		text = append(text, make([]byte, size)...)
+		if _, err := mem.ReadAt(text[n:], at); err != nil {
+			text = text[:n]
 		}
 	}
 	return text

@@ -50,7 +50,9 @@ func TestImports(t *testing.T) {
 		"internal/backup":   "",
 		"device":            leaves + "internal/message",
 
-		"internal/factory/probe": leaves,
+		"internal/factory/keyroom": leaves + "internal/factory internal/factory/probe internal/pki",
+		"internal/factory/bench":   leaves + "internal/factory internal/factory/keyroom internal/factory/probe internal/pki",
+		"internal/factory/probe":   leaves,
 	} {
 		ours, _ := imports(t, "hawser/"+pkg, "-deps")
 		for _, p := range ours {

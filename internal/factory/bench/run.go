@@ -67,7 +67,7 @@ func (r *Runner) one(ctx context.Context, last *keyroom.Sight) (*Result, *keyroo
 		child, found, err := r.find(ctx, last)
 		switch {
 		case err == nil:
-			res, seen, err := r.Bench.unit(ctx, child)
+			res, seen, err := r.Bench.unit(ctx, child, found)
 			if found.Blind {
 				seen = found
 			}

@@ -169,6 +169,26 @@ func TestThreeInARow(t *testing.T) {
 	}
 }
 
+// TestFailedUnitStays: a unit that failed and stays on the probe costs one id, not three.
+func TestFailedUnitStays(t *testing.T) {
+	r := newRig(t, func(s *Settings) { s.Lock = "exit 1" })
+	r.load(9, nil)
+	plug(t, r.port)
+	ctx, cancel := context.WithCancel(t.Context())
+	self, err := os.Executable()
+	fatal(t, err)
+	run := &Runner{Bench: r.open(), Child: []string{self, "unit-child"}, Unit: func(u *Result) { r.results = append(r.results, u) }}
+	run.Wait = func(text string) {
+		if strings.Contains(text, "take the unit off") {
+			cancel()
+		}
+	}
+	failed, err := run.Run(ctx)
+	if err != nil || failed != 1 || len(r.results) != 1 {
+		t.Errorf("%d, %v, %+v", failed, err, r.results)
+	}
+}
+
 // TestLock: only a refusal to be read shows that a unit is locked.
 func TestLock(t *testing.T) {
 	for _, c := range []struct {

@@ -58,9 +58,9 @@ func at(stage string, err error) error {
 	return &stageError{stage, err}
 }
 
-// unit makes a device of the unit that child has found. Whatever goes wrong burns the id; an
-// error of its own is one of the bench, which must not go on.
-func (b *Bench) unit(ctx context.Context, child *keyroom.Child) (*Result, *keyroom.Sight, error) {
+// unit makes a device of the unit that child has found, and tells how it left it. Whatever
+// goes wrong burns the id; an error of its own is one of the bench, which must not go on.
+func (b *Bench) unit(ctx context.Context, child *keyroom.Child, found *keyroom.Sight) (*Result, *keyroom.Sight, error) {
 	id, block, err := b.reserve(time.Now())
 	if err != nil {
 		return nil, nil, err
@@ -74,7 +74,7 @@ func (b *Bench) unit(ctx context.Context, child *keyroom.Child) (*Result, *keyro
 		r.Pass = true
 		return b.finish(r), keyroom.Written(id, flags), nil
 	}
-	seen := blame(err, r)
+	left := blame(err, r, found)
 	if ctx.Err() != nil {
 		r.Reason = "it was stopped from outside"
 	}
@@ -82,21 +82,25 @@ func (b *Bench) unit(ctx context.Context, child *keyroom.Child) (*Result, *keyro
 	if err := b.burn(id, line, time.Now()); err != nil {
 		return nil, nil, err
 	}
-	return b.finish(r), seen, nil
+	return b.finish(r), left, nil
 }
 
-// blame fills in why a unit failed, and gives how it was left if that is known.
-func blame(err error, r *Result) *keyroom.Sight {
+// blame fills in why a unit failed, and gives how it was left: as the process saw it last,
+// as it was written, or as it was found. It is nil if the unit does not answer any more.
+func blame(err error, r *Result, found *keyroom.Sight) *keyroom.Sight {
 	r.Reason = err.Error()
 	var stage *stageError
 	if errors.As(err, &stage) {
 		r.Stage = stage.stage
 	}
 	var f *keyroom.Failure
-	if errors.As(err, &f) {
+	switch {
+	case errors.As(err, &f):
 		return f.Sight
+	case r.Stage == stageLock:
+		return keyroom.Written(r.ID, flags)
 	}
-	return nil
+	return found
 }
 
 func (b *Bench) finish(r *Result) *Result {

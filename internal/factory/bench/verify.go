@@ -75,7 +75,7 @@ func (c *Checker) Verify(ctx context.Context) (*Verdict, error) {
 		return nil, err
 	}
 	if seen.Blind {
-		return nil, errors.New("this probe cannot read: the unit was not looked at\nhint: --probe gdb:HOST:PORT")
+		return nil, errors.New("this probe cannot read: the unit was not looked at\nhint: --probe gdb:127.0.0.1:PORT,identity=ADDRESS,trust=ADDRESS")
 	}
 	unit, err := child.Read()
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"hawser/internal/factory"
 	"hawser/internal/factory/probe"
+	"hawser/internal/identity"
 )
 
 // verify reads the unit on the rig's probe.
@@ -41,6 +42,15 @@ func (r *rig) read(addr uint32, n int) []byte {
 	return b
 }
 
+func identityOf(t *testing.T, id identity.ID, key *ecdsa.PrivateKey) []byte {
+	t.Helper()
+	scalar, err := key.Bytes()
+	fatal(t, err)
+	b, err := factory.EncodeIdentity(id, scalar, 0)
+	fatal(t, err)
+	return b[:]
+}
+
 // TestVerify: a whole unit, and everything about it that can be wrong.
 func TestVerify(t *testing.T) {
 	r := newRig(t, nil)
@@ -66,8 +76,7 @@ func TestVerify(t *testing.T) {
 	other.load(5, nil)
 	e, err := other.open().Enrol(csrOf(t, newKey(t), nil)) // ABCD0001 of another fleet
 	fatal(t, err)
-	wrong, err := factory.EncodeIdentity(0xABCD0001, scalarOf(t, newKey(t)), 0)
-	fatal(t, err)
+	wrong := identityOf(t, 0xABCD0001, newKey(t))
 	sound, err := factory.ParseIdentity(id)
 	fatal(t, err)
 	renamed, err := factory.EncodeIdentity(0xABCD0009, sound.Scalar, 0)
@@ -78,7 +87,7 @@ func TestVerify(t *testing.T) {
 		data  []byte
 	}{
 		{"identity block: not an identity block: wrong checksum", 0x20010000, flip(id, 50)},
-		{"for another key than the one in the identity block", 0x20010000, wrong[:]},
+		{"for another key than the one in the identity block", 0x20010000, wrong},
 		{`the certificate is for "ABCD0001", the identity block for ABCD0009`, 0x20010000, renamed[:]},
 		{"trust region: not a trust region: wrong checksum", 0x20011000, flip(trust, 200)},
 		{"not signed by this station", 0x20011000, e.Trust},
@@ -101,9 +110,7 @@ func TestVerify(t *testing.T) {
 	fatal(t, err)
 	fatal(t, b.burn(next, "a test", time.Now()))
 	fatal(t, b.Close())
-	burnt, err := factory.EncodeIdentity(next, scalarOf(t, key), 0)
-	fatal(t, err)
-	r.write(0x20010000, burnt[:])
+	r.write(0x20010000, identityOf(t, next, key))
 	r.write(0x20011000, trust)
 	if v := r.verify(r.dir, ""); len(v.Faults) != 1 || !strings.Contains(v.Faults[0], "ABCD0002 is burnt") || v.Recorded != "burnt" {
 		t.Errorf("%+v", v)
@@ -115,11 +122,4 @@ func TestVerify(t *testing.T) {
 	c.Child = []string{self, "unit-child"}
 	_, err = c.Verify(t.Context())
 	wants(t, err, "this probe cannot read", "hint: ")
-}
-
-func scalarOf(t *testing.T, key *ecdsa.PrivateKey) []byte {
-	t.Helper()
-	d, err := key.Bytes()
-	fatal(t, err)
-	return d
 }

@@ -129,9 +129,14 @@ func (r *room) public() (*ecdsa.PublicKey, error) {
 	if err != nil {
 		return nil, errors.New("the private key is not a scalar of P-256")
 	}
-	//lint:ignore SA1019 the copy that the parser made can be wiped in no other way
-	defer clear(key.D.Bits())
+	defer forget(key)
 	return &key.PublicKey, nil
+}
+
+// forget wipes the one copy of a key in Go's memory that can be reached.
+func forget(key *ecdsa.PrivateKey) {
+	//lint:ignore SA1019 the words are overwritten, not computed with
+	clear(key.D.Bits())
 }
 
 // request makes the certificate request of id with the scalar in the room.
@@ -140,8 +145,7 @@ func (r *room) request(id identity.ID) ([]byte, error) {
 	if err != nil {
 		return nil, errors.New("the private key is not a scalar of P-256")
 	}
-	//lint:ignore SA1019 the copy that the parser made can be wiped in no other way
-	defer clear(key.D.Bits())
+	defer forget(key)
 	t := &x509.CertificateRequest{Subject: pkix.Name{CommonName: id.String()}, SignatureAlgorithm: x509.ECDSAWithSHA256}
 	der, err := x509.CreateCertificateRequest(rand.Reader, t, key)
 	if err != nil {

@@ -29,6 +29,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	os.Setenv("GORACE", "halt_on_error=1 atexit_sleep_ms=0") // a process for each key need not wait at its end
 	os.Exit(m.Run())
 }
 
