@@ -93,7 +93,10 @@ func (r *rig) nextSet() []byte {
 
 func (r *rig) reroot(v *admin.Rollover) {
 	r.t.Helper()
-	r.ok(r.api.RolloverAnchors(r.t.Context(), r.nextSet()))
+	if _, set, err := r.srv.Layout().Anchors(); err != nil || set.Sequence < v.ToAnchors {
+		r.ok(err)
+		r.ok(r.api.RolloverAnchors(r.t.Context(), r.nextSet()))
+	}
 	l, err := fleet.OpenLayout(r.dir)
 	r.ok(err)
 	for _, d := range l.Config.Fleet.Domains {
@@ -297,6 +300,39 @@ func TestAbortLocksNobodyOut(t *testing.T) {
 		t.Errorf("the next rollover is number %d to generation %d", again.No, again.ToGeneration)
 	}
 	away.on()
+	r.proven(2)
+	_, err = r.api.RetireRollover(t.Context(), nil)
+	r.ok(err)
+}
+
+// TestAbortOfRoots: who has taken the new roots goes on with them, who has not is not sent
+// them any more, and both are let in. The next start takes up the set that is there.
+func TestAbortOfRoots(t *testing.T) {
+	r := serve(t, makeFleet(t, twoDomains))
+	moved, late := r.unit("ABCD0001"), r.unit("ABCD0002")
+	moved.on()
+	r.roll(admin.What{Roots: true})
+	r.proven(1)
+	_, err := r.api.AbortRollover(t.Context())
+	r.ok(err)
+	late.on()
+	online := func(k *kit) {
+		until(t, k.id.String()+" to be online", func() bool {
+			d, err := r.api.Device(t.Context(), k.id)
+			r.ok(err)
+			return *d.Online
+		})
+	}
+	online(late)
+	moved.off()
+	moved.on()
+	online(moved)
+	if v, err := r.api.Rollover(t.Context(), 0); err != nil || v.OldestAnchors != 1 {
+		t.Errorf("after the abort a device was sent set %d, %v", v.OldestAnchors, err)
+	}
+	if again := r.roll(admin.What{Roots: true}); again.ToAnchors != 2 {
+		t.Errorf("the next rollover goes to set %d", again.ToAnchors)
+	}
 	r.proven(2)
 	_, err = r.api.RetireRollover(t.Context(), nil)
 	r.ok(err)
