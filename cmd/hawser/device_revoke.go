@@ -42,7 +42,8 @@ back the device, not those. Its id is never given to another key.
 Devices are named by their ids, by a file with one id on each line ("#" begins a comment,
 "-" is standard input), or by the station that has flashed them and the time when it did:
 from --since to just before --until, each a day (2026-11-24), a time in UTC
-(2026-11-24T08:00), or an age (90s, 1h30m, 7d). An id that is not known refuses all.
+(2026-11-24T08:00), or an age (90s, 1h30m, 7d). An id that is not known refuses all. What
+a station has flashed is known here when its journal was imported, not before.
 
 More than one are shown as a number, which has to be typed, or confirmed by --yes. They
 are revoked by the thousand: if that is interrupted, the same command again does the rest.`,

@@ -9,5 +9,5 @@ turns blank units into devices, "verify" reads one back, "enrol-csr" is for firm
 that makes its own key. On the server "reserve" gives a bench its ids, and "import" takes
 in the journal that comes back. No private key is ever in one of these files.`,
 		a.factoryReserve(), a.factoryInit(), a.factoryLoad(), a.factoryRun(), a.factoryVerify(), a.factoryEnrol(), a.factoryChild(),
-		a.factoryImport(), a.factoryStation(), a.factoryJournal())
+		a.factoryImport(), a.factoryAdopt(), a.factoryStation(), a.factoryJournal())
 }

@@ -90,19 +90,23 @@ func (n *newBlock) check(cmd *cobra.Command) (admin.NewBlock, error) {
 		return order, usagef(cmd, "--expires: %q is not a duration like 90d", n.expires)
 	}
 	order.Count, order.Expires = n.count, time.Now().Add(d).UTC().Truncate(time.Second)
-	if n.csr == "" {
-		return order, nil
+	if n.csr != "" {
+		order.CSR, err = stationRequest(n.csr)
 	}
-	text, err := readFile(n.csr)
+	return order, err
+}
+
+// stationRequest reads a bench's request, DER.
+func stationRequest(file string) ([]byte, error) {
+	text, err := readFile(file)
 	if err != nil {
-		return order, err
+		return nil, err
 	}
 	csr, err := pki.ParseCSR(text)
 	if err != nil {
-		return order, fmt.Errorf("%s: %w", n.csr, err)
+		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	order.CSR = csr.DER
-	return order, nil
+	return csr.DER, nil
 }
 
 func (a *app) reserveBlock(ctx context.Context, c *admin.Client, n *newBlock, order admin.NewBlock) error {
@@ -250,6 +254,42 @@ func (a *app) importJournal(ctx context.Context, c *admin.Client, f *os.File) er
 		}
 		a.say("station %s: %s imported, journal of %d lines, %d of them new", v.Station, text, v.Lines, v.New)
 	})
+}
+
+func (a *app) factoryAdopt() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "adopt BLOCK",
+		Short: "make a block known again after a restore",
+		Long: `adopt is for a fleet that was restored from a backup older than the block: then the
+server does not know that the ids were reserved, and refuses the journal of the bench. It
+takes the block file as reserve wrote it, which a device CA of the fleet has signed. An id
+that was given to somebody else meanwhile is refused, and the whole block with it. A
+station that was forgotten too needs its --station-csr again.`,
+		Example: `  hawser factory adopt line1.block --dir fleet
+  hawser factory adopt line1.block --station-csr station.csr`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			block, err := readFile(args[0])
+			if err != nil {
+				return err
+			}
+			var csr []byte
+			if file != "" {
+				if csr, err = stationRequest(file); err != nil {
+					return err
+				}
+			}
+			return a.with(cmd, func(ctx context.Context, c *admin.Client) error {
+				if err := c.AdoptBlock(ctx, block, csr); err != nil {
+					return err
+				}
+				return a.sayBlock(block, args[0])
+			})
+		},
+	}
+	cmd.Flags().StringVar(&file, "station-csr", "", "certificate request of the bench, where the station was forgotten too")
+	return a.withJSON(cmd)
 }
 
 func (a *app) factoryStation() *cobra.Command {

@@ -70,6 +70,7 @@ func TestCommandsOfTheContract(t *testing.T) {
 		"ca import":             "dir",
 		"ca issue-broker":       "dir root ca passphrase-fd",
 		"factory reserve":       "dir station count out station-csr expires ca passphrase-fd json",
+		"factory adopt":         "dir station-csr json",
 		"factory import":        "dir json",
 		"factory station list":  "dir json",
 		"factory journal check": "json",

@@ -190,6 +190,12 @@ func (c *Client) CheckFree(ctx context.Context, id identity.ID) error {
 	return err
 }
 
+// CheckReserved refuses with Conflict an id that was given to a flashing bench, before a
+// certificate is made for it that could not be imported.
+func (c *Client) CheckReserved(ctx context.Context, id identity.ID) error {
+	return c.call(ctx, "GET", "devices/"+id.String()+"/reserved", nil, nil, nil)
+}
+
 // Enroll imports a device's certificate after its chain, name and key were verified.
 func (c *Client) Enroll(ctx context.Context, id identity.ID, e Enrolment) (d Device, err error) {
 	return d, c.call(ctx, "POST", "devices/"+id.String()+"/enroll", nil, e, &d)

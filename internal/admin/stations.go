@@ -83,6 +83,15 @@ func (c *Client) BlockSigned(ctx context.Context, file []byte) error {
 	}{file}, nil)
 }
 
+// AdoptBlock makes a signed block known to a registry that was restored from before it was
+// reserved. csr is needed where the station was forgotten too.
+func (c *Client) AdoptBlock(ctx context.Context, file, csr []byte) error {
+	return c.call(ctx, "POST", "blocks/adopt", nil, struct {
+		File Hex `json:"file"`
+		CSR  Hex `json:"csr,omitempty"`
+	}{file, csr}, nil)
+}
+
 // RenewStation brings a certificate for a station's key; csr is that of the key, DER.
 func (c *Client) RenewStation(ctx context.Context, station string, csr, certificate []byte) (out Station, err error) {
 	return out, c.call(ctx, "POST", "stations/"+station+"/certificate", nil, struct {

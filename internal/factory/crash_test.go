@@ -85,12 +85,12 @@ func child(path, many string) *exec.Cmd {
 	return cmd
 }
 
-// TestKillLosesNoUnit kills a bench that appends, twenty times: each unit that it called
+// TestKillLosesNoUnit kills a bench that appends, ten times: each unit that it called
 // done is in the journal, and the journal goes on.
 func TestKillLosesNoUnit(t *testing.T) {
 	r := newRig(t)
 	path := r.journal(t, 0)
-	for round := range 20 {
+	for round := range 10 {
 		done := killAfter(t, path, round)
 		j := r.open(t, path)
 		for _, id := range done {
@@ -102,7 +102,7 @@ func TestKillLosesNoUnit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if s, err := check(read(t, path)); err != nil || s.Units < 20 {
+	if s, err := check(read(t, path)); err != nil || s.Units < 10 {
 		t.Error(s, err)
 	}
 }

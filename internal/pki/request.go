@@ -162,9 +162,6 @@ func (r *Request) checkNames() error {
 	return checkSubject(r.Kind, r.Subject)
 }
 
-// RootLetter reports whether s can name a broker root in a request: a, b, c, ...
-func RootLetter(s string) bool { return len(s) == 1 && s[0] >= 'a' && s[0] <= 'z' }
-
 func (o *Order) check() error {
 	t, err := time.Parse(time.RFC3339, o.Expires)
 	if err != nil || rfc3339(t) != o.Expires || !isHex(o.Block, 32) {
@@ -194,6 +191,9 @@ func (o *Order) ParseIDs() ([]identity.ID, error) {
 	}
 	return ids, nil
 }
+
+// RootLetter reports whether s can name a broker root in a request: a, b, c, ...
+func RootLetter(s string) bool { return len(s) == 1 && s[0] >= 'a' && s[0] <= 'z' }
 
 func checkSubject(kind, subject string) error {
 	switch kind {

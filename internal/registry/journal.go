@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"hawser/internal/identity"
@@ -31,6 +32,12 @@ type BurntID struct {
 	Reason string
 }
 
+// JournalItem is one of the two.
+type JournalItem struct {
+	Unit  *Unit
+	Burnt *BurntID
+}
+
 // JournalPart is what a journal has beyond what was imported of it before.
 type JournalPart struct {
 	Station   string
@@ -38,8 +45,9 @@ type JournalPart struct {
 	FromHead  [32]byte // and the hash of the last line of that
 	Lines     uint64   // of the whole journal
 	Head      [32]byte
-	Units     []Unit
-	Burnt     []BurntID
+	// Next gives one item after the other, and io.EOF after the last. It is called on
+	// the writer's goroutine: all has been verified by then, and reading is all it does.
+	Next func() (JournalItem, error)
 }
 
 // ImportJournal takes in what a station has made: all of it or, with the line that is
@@ -52,9 +60,6 @@ func (tx *Tx) ImportJournal(actor string, j *JournalPart) error {
 	if err != nil {
 		return fmt.Errorf("station %s: %w", j.Station, err)
 	}
-	if state != StationActive && len(j.Units) > 0 {
-		return fmt.Errorf("station %s: %w: it is %s, and its units that were not imported before are refused", j.Station, ErrState, state)
-	}
 	n, err := tx.execN(`UPDATE stations SET lines = ?, head = ?, imported = ? WHERE name = ? AND lines = ? AND head = ?`,
 		int64(j.Lines), j.Head[:], ms(tx.now), j.Station, int64(j.FromLines), j.FromHead[:])
 	if err != nil {
@@ -63,18 +68,36 @@ func (tx *Tx) ImportJournal(actor string, j *JournalPart) error {
 	if n == 0 {
 		return fmt.Errorf("station %s: %w: its journal was imported by another at the same time", j.Station, ErrState)
 	}
-	for i := range j.Units {
-		if err := tx.importUnit(actor, j.Station, &j.Units[i]); err != nil {
-			return fmt.Errorf("line %d: %s: %w", j.Units[i].Line, j.Units[i].ID, err)
-		}
-	}
-	for _, b := range j.Burnt {
-		if err := tx.useID(j.Station, b.ID, nil, "burnt"); err != nil {
-			return fmt.Errorf("line %d: %s: %w", b.Line, b.ID, err)
-		}
+	units, burnt, err := tx.importItems(actor, j, state)
+	if err != nil {
+		return err
 	}
 	return tx.audit(actor, "station.import", j.Station, detail{"lines": fmt.Sprint(j.Lines), "head": fmt.Sprintf("%x", j.Head),
-		"units": fmt.Sprint(len(j.Units)), "burnt": fmt.Sprint(len(j.Burnt))})
+		"units": fmt.Sprint(units), "burnt": fmt.Sprint(burnt)})
+}
+
+func (tx *Tx) importItems(actor string, j *JournalPart, state StationState) (units, burnt int, err error) {
+	for {
+		v, err := j.Next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return units, burnt, nil
+		case err != nil:
+			return 0, 0, err
+		case v.Burnt != nil:
+			burnt++
+			if err := tx.useID(j.Station, v.Burnt.ID, nil, "burnt"); err != nil {
+				return 0, 0, fmt.Errorf("line %d: %s: %w", v.Burnt.Line, v.Burnt.ID, err)
+			}
+		case state != StationActive:
+			return 0, 0, fmt.Errorf("station %s: %w: it is %s, and its units that were not imported before are refused", j.Station, ErrState, state)
+		default:
+			units++
+			if err := tx.importUnit(actor, j.Station, v.Unit); err != nil {
+				return 0, 0, fmt.Errorf("line %d: %s: %w", v.Unit.Line, v.Unit.ID, err)
+			}
+		}
+	}
 }
 
 // importUnit is Enrol, TagDevice and AddCertificate in one for a device that must be new.

@@ -102,6 +102,10 @@ func (tx *Tx) stationKey(actor, name string, csr []byte, key [32]byte) error {
 // ReserveBlock draws count free ids for a station and keeps them for it for ever. Ids in
 // avoid are passed over. b names all but the ids, which it gets.
 func (tx *Tx) ReserveBlock(actor string, b *Block, count int, avoid map[identity.ID]bool) error {
+	return tx.reserveBlock(actor, b, count, avoid, func() (identity.ID, error) { return identity.RandomID(rand.Reader) })
+}
+
+func (tx *Tx) reserveBlock(actor string, b *Block, count int, avoid map[identity.ID]bool, draw func() (identity.ID, error)) error {
 	var state StationState
 	if err := tx.row(`SELECT state FROM stations WHERE name = ?`, []any{b.Station}, &state); err != nil {
 		return fmt.Errorf("station %s: %w", b.Station, err)
@@ -116,7 +120,7 @@ func (tx *Tx) ReserveBlock(actor string, b *Block, count int, avoid map[identity
 		return err
 	}
 	for n := 0; n < count; {
-		id, err := identity.RandomID(rand.Reader)
+		id, err := draw()
 		if err != nil {
 			return err
 		}
@@ -173,6 +177,34 @@ func (tx *Tx) SignedBlock(actor string, block [16]byte, c StationCertificate) er
 		return fmt.Errorf("block %x of station %s that waits for a signature: %w", block, c.Station, ErrNotFound)
 	}
 	if err := tx.audit(actor, "station.block", c.Station, detail{"block": fmt.Sprintf("%x", block)}); err != nil {
+		return err
+	}
+	return tx.AddStationCertificate(actor, c)
+}
+
+// AdoptBlock makes a block known again that this registry has forgotten, since it was
+// restored from before the block was reserved; c is the station's certificate in it. The
+// station is known. An id that a device or another block has is ErrExists.
+func (tx *Tx) AdoptBlock(actor string, b *Block, c StationCertificate) error {
+	n, err := tx.execN(`INSERT INTO station_blocks (id, station, count, anchors, created, expires, signed) VALUES (?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (id) DO NOTHING`, b.ID[:], b.Station, len(b.IDs), int64(b.Anchors), ms(tx.now), ms(b.Expires), ms(tx.now))
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return fmt.Errorf("block %x: %w", b.ID, ErrExists)
+	}
+	for _, id := range b.IDs {
+		n, err := tx.execN(`INSERT INTO reserved_ids (id, block, state) SELECT ?, ?, 'free'
+			WHERE NOT EXISTS (SELECT 1 FROM devices WHERE id = ?) ON CONFLICT (id) DO NOTHING`, int64(id), b.ID[:], int64(id))
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return fmt.Errorf("id %s, of a device or another block: %w", id, ErrExists)
+		}
+	}
+	if err := tx.audit(actor, "station.adopt", b.Station, detail{"block": fmt.Sprintf("%x", b.ID), "ids": fmt.Sprint(len(b.IDs))}); err != nil {
 		return err
 	}
 	return tx.AddStationCertificate(actor, c)

@@ -1,8 +1,13 @@
 package registry
 
 import (
+	"bufio"
+	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -38,6 +43,21 @@ func unitOf(b Block, i, key int) Unit {
 		Flashed: testMeta.Created, Certificate: certOf(identity.DevicePrincipal(id), key)}
 }
 
+// items is the Next of a JournalPart.
+func items(units []Unit, burnt []BurntID) func() (JournalItem, error) {
+	return func() (v JournalItem, err error) {
+		switch {
+		case len(units) > 0:
+			v.Unit, units = &units[0], units[1:]
+		case len(burnt) > 0:
+			v.Burnt, burnt = &burnt[0], burnt[1:]
+		default:
+			err = io.EOF
+		}
+		return v, err
+	}
+}
+
 func head(n int) (h [32]byte) {
 	h[0] = byte(n)
 	return h
@@ -50,13 +70,13 @@ func TestReserveAndImport(t *testing.T) {
 	if len(b.IDs) != 20 || !slices.IsSorted(b.IDs) {
 		t.Fatal(b.IDs)
 	}
-	part := JournalPart{Station: "line1", Lines: 5, Head: head(1), Units: []Unit{unitOf(b, 0, 1), unitOf(b, 1, 2)}, Burnt: []BurntID{{Line: 5, ID: b.IDs[2], Reason: "x"}}}
+	part := JournalPart{Station: "line1", Lines: 5, Head: head(1), Next: items([]Unit{unitOf(b, 0, 1), unitOf(b, 1, 2)}, []BurntID{{Line: 5, ID: b.IDs[2], Reason: "x"}})}
 	before := auditCount(t, r)
 	must(t, r, func(tx *Tx) error { return tx.ImportJournal("test", &part) })
 	if n := auditCount(t, r) - before; n != 3 {
 		t.Errorf("%d audit rows for two units and the import", n)
 	}
-	if len(told) != 4 || told[0].Kind != DeviceAdded || told[1].Kind != CertificateAdded || told[1].Active.Fingerprint != part.Units[0].Certificate.Fingerprint {
+	if len(told) != 4 || told[0].Kind != DeviceAdded || told[1].Kind != CertificateAdded || told[1].Active.Fingerprint != unitOf(b, 0, 1).Certificate.Fingerprint {
 		t.Errorf("told %+v", told)
 	}
 	d, err := r.Device(t.Context(), b.IDs[0])
@@ -92,7 +112,7 @@ func TestImportRefusals(t *testing.T) {
 	waiting := Block{ID: [16]byte{3}, Station: "line1", Expires: testMeta.Created}
 	must(t, r, func(tx *Tx) error { return tx.ReserveBlock("test", &waiting, 1, nil) })
 	second := reserve(t, r, "line1", 500, 5, 4)
-	first := JournalPart{Station: "line1", Lines: 3, Head: head(1), Units: []Unit{unitOf(b, 0, 1)}, Burnt: []BurntID{{Line: 4, ID: b.IDs[9]}}}
+	first := JournalPart{Station: "line1", Lines: 3, Head: head(1), Next: items([]Unit{unitOf(b, 0, 1)}, []BurntID{{Line: 4, ID: b.IDs[9]}})}
 	must(t, r, func(tx *Tx) error { return tx.ImportJournal("test", &first) })
 	with := func(bend func(*Unit)) Unit {
 		u := unitOf(b, 5, 5)
@@ -111,7 +131,7 @@ func TestImportRefusals(t *testing.T) {
 		"its certificate: already exists":                      with(func(u *Unit) { u.Certificate.Fingerprint = certOf(identity.DevicePrincipal(77), 77).Fingerprint }),
 	} {
 		before := auditCount(t, r)
-		part := JournalPart{Station: "line1", FromLines: 3, FromHead: head(1), Lines: 9, Head: head(2), Units: []Unit{unitOf(b, 4, 4), u}}
+		part := JournalPart{Station: "line1", FromLines: 3, FromHead: head(1), Lines: 9, Head: head(2), Next: items([]Unit{unitOf(b, 4, 4), u}, nil)}
 		err := r.Update(t.Context(), func(tx *Tx) error { return tx.ImportJournal("test", &part) })
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), fmt.Sprintf("line %d: %s: ", u.Line, u.ID)) {
 			t.Errorf("%v, want %q", err, want)
@@ -127,7 +147,7 @@ func TestImportRefusals(t *testing.T) {
 	stale := JournalPart{Station: "line1", FromLines: 2, FromHead: head(9), Lines: 9, Head: head(2)}
 	refused(t, r, ErrState, func(tx *Tx) error { return tx.ImportJournal("test", &stale) })
 	must(t, r, func(tx *Tx) error { return tx.RevokeStation("test", "line1", "stolen") })
-	late := JournalPart{Station: "line1", FromLines: 3, FromHead: head(1), Lines: 9, Head: head(2), Units: []Unit{unitOf(b, 4, 4)}}
+	late := JournalPart{Station: "line1", FromLines: 3, FromHead: head(1), Lines: 9, Head: head(2), Next: items([]Unit{unitOf(b, 4, 4)}, nil)}
 	refused(t, r, ErrState, func(tx *Tx) error { return tx.ImportJournal("test", &late) })
 	refused(t, r, ErrState, func(tx *Tx) error { return tx.ReserveBlock("test", &Block{ID: [16]byte{8}, Station: "line1"}, 1, nil) })
 	refused(t, r, ErrState, func(tx *Tx) error { return tx.RegisterStation("test", "line1", []byte{1}, keyOf(500)) })
@@ -153,7 +173,7 @@ func TestReservedIDs(t *testing.T) {
 	if err == nil {
 		t.Error("an id was reserved twice")
 	}
-	part := JournalPart{Station: "line1", Lines: 3, Head: head(1), Units: []Unit{unitOf(b, 0, 1)}}
+	part := JournalPart{Station: "line1", Lines: 3, Head: head(1), Next: items([]Unit{unitOf(b, 0, 1)}, nil)}
 	must(t, r, func(tx *Tx) error { return tx.ImportJournal("test", &part) })
 	// The device that came of it is enrolled again as any other: same key, next certificate.
 	c := certOf(identity.DevicePrincipal(b.IDs[0]), 9)
@@ -172,6 +192,23 @@ func TestReservedIDs(t *testing.T) {
 		if avoid[id] {
 			t.Error("drawn though it was to be avoided:", id)
 		}
+	}
+}
+
+// An id that a device has is not reserved: with a source of ids that gives it first, the next is taken.
+func TestReserveAvoidsDevices(t *testing.T) {
+	r := newRegistry(t, Options{})
+	must(t, r, enrol(7))
+	b := Block{ID: [16]byte{1}, Station: "line1", Expires: time.Now()}
+	must(t, r, func(tx *Tx) error {
+		if err := tx.RegisterStation("test", "line1", []byte{1}, keyOf(1)); err != nil {
+			return err
+		}
+		next := identity.ID(6)
+		return tx.reserveBlock("test", &b, 2, nil, func() (identity.ID, error) { next++; return next, nil })
+	})
+	if fmt.Sprint(b.IDs) != "[00000008 00000009]" {
+		t.Error(b.IDs)
 	}
 }
 
@@ -206,6 +243,90 @@ func TestStationKey(t *testing.T) {
 	refused(t, r, ErrNotFound, func(tx *Tx) error { return tx.SignedBlock("test", [16]byte{9}, stationCert("line1", 3)) })
 }
 
+// importOnce imports all ids of block 1 as units and says when it begins, when all rows
+// are written, and when they are committed.
+func importOnce(path string) error {
+	r, err := Open(context.Background(), path, Options{})
+	if err != nil {
+		return err
+	}
+	b, err := r.Block(context.Background(), [16]byte{1})
+	if err != nil {
+		return err
+	}
+	part := JournalPart{Station: "line1", Lines: 3, Head: head(1)}
+	var units []Unit
+	for i := range b.IDs {
+		units = append(units, unitOf(b, i, 1000+i))
+	}
+	part.Next = items(units, nil)
+	fmt.Println("begin")
+	err = r.Update(context.Background(), func(tx *Tx) error {
+		err := tx.ImportJournal("test", &part)
+		fmt.Println("written")
+		return err
+	})
+	fmt.Println("committed")
+	return err
+}
+
+// TestKillLeavesNoHalfImport kills a process in the middle of an import: before it is
+// acknowledged all of it is there or nothing, afterwards all.
+func TestKillLeavesNoHalfImport(t *testing.T) {
+	const count = 300
+	for _, at := range []string{"begin", "begin", "begin", "written", "written", "written", "committed"} {
+		r := newRegistry(t, Options{})
+		b := reserve(t, r, "line1", 500, count, 1)
+		path, before := r.Path(), auditCount(t, r)
+		r.Close()
+		killAt(t, child(t, "import", path), at)
+		r = reopen(t, path, Options{})
+		list, err := r.Devices(t.Context(), DeviceFilter{Limit: 2 * count})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := r.Station(t.Context(), "line1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		use, err := r.Blocks(t.Context(), "line1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		audited := auditCount(t, r) - before
+		none := len(list) == 0 && s.Lines == 0 && use[0].Free == count && audited == 0
+		all := len(list) == count && s.Lines == 3 && use[0].Used == count && audited == count+1
+		if !all && (!none || at == "committed") {
+			t.Errorf("killed at %q: %d devices, %d lines, %+v, %d audit rows", at, len(list), s.Lines, use[0], audited)
+		}
+		if none {
+			part := JournalPart{Station: "line1", Lines: 3, Head: head(1), Next: items([]Unit{unitOf(b, 0, 1)}, nil)}
+			must(t, r, func(tx *Tx) error { return tx.ImportJournal("test", &part) })
+		}
+	}
+}
+
+// killAt kills cmd when it prints a line.
+func killAt(t *testing.T, cmd *exec.Cmd, at string) {
+	t.Helper()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if lines.Text() == at {
+			if err := cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+				t.Fatal(err)
+			}
+			break
+		}
+	}
+	_ = cmd.Wait() // killed, or just done
+}
+
 // BenchmarkImportUnits takes in 5,000 units at a time, each time with one commit.
 func BenchmarkImportUnits(b *testing.B) {
 	r := newRegistry(b, Options{})
@@ -213,10 +334,12 @@ func BenchmarkImportUnits(b *testing.B) {
 	for n := 0; b.Loop(); n++ {
 		b.StopTimer()
 		block := reserve(b, r, "line1", 500, 5000, byte(n))
-		part.FromLines, part.FromHead, part.Lines, part.Head, part.Units = part.Lines, part.Head, part.Lines+1, head(n+1), nil
+		part.FromLines, part.FromHead, part.Lines, part.Head = part.Lines, part.Head, part.Lines+1, head(n+1)
+		var units []Unit
 		for i := range block.IDs {
-			part.Units = append(part.Units, unitOf(block, i, 10_000+5000*n+i))
+			units = append(units, unitOf(block, i, 10_000+5000*n+i))
 		}
+		part.Next = items(units, nil)
 		b.StartTimer()
 		must(b, r, func(tx *Tx) error { return tx.ImportJournal("test", &part) })
 	}

@@ -180,6 +180,19 @@ func (b *backend) reserve(r *http.Request) (any, error) {
 	}
 }
 
+// checkReserved refuses an id that a bench was given and that no device has yet.
+func (b *backend) checkReserved(r *http.Request) (any, error) {
+	id, err := pathID(r)
+	if err != nil {
+		return nil, err
+	}
+	_, err = b.reg.Device(r.Context(), id)
+	if errors.Is(err, registry.ErrNotFound) {
+		err = b.notReserved(r, id)
+	}
+	return nil, err
+}
+
 // notReserved refuses an id that was given to a flashing bench.
 func (b *backend) notReserved(r *http.Request, id identity.ID) error {
 	station, err := b.reg.Reserved(r.Context(), id)

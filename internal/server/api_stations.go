@@ -215,6 +215,49 @@ func (b *backend) blockSigned(r *http.Request) (any, error) {
 	return nil, b.update(r, func(tx *registry.Tx, actor string) error { return tx.SignedBlock(actor, block.ID, cert) })
 }
 
+// adoptBlock takes in a block that a registry which was restored from an older state does
+// not know. That a device CA of this fleet signed it is enough: it was reserved once.
+func (b *backend) adoptBlock(r *http.Request) (any, error) {
+	var in struct {
+		File admin.Hex `json:"file"`
+		CSR  admin.Hex `json:"csr"`
+	}
+	if err := read(r, &in); err != nil {
+		return nil, err
+	}
+	block, err := b.layout.OpenBlock(in.File)
+	if err != nil {
+		return nil, admin.Errorf(admin.Invalid, "%v", err)
+	}
+	cert, err := b.stationCertificate(block.Station, block.StationCert.Raw)
+	if err != nil {
+		return nil, err
+	}
+	csr, err := b.stationCSR(r, block.Station, in.CSR)
+	if err != nil {
+		return nil, err
+	}
+	key, err := pki.KeyFingerprint(csr.Pub)
+	if err != nil {
+		return nil, err
+	}
+	row := registry.Block{ID: block.ID, Station: block.Station, IDs: block.IDs, Expires: block.Expires}
+	for n, sign1 := range b.layout.AnchorChain() {
+		if string(sign1) == string(block.Anchors) {
+			row.Anchors = uint64(n) + 1
+		}
+	}
+	if row.Anchors == 0 {
+		return nil, admin.Errorf(admin.Conflict, "the anchor set in block %s is none of this fleet's", block.ID)
+	}
+	return nil, b.update(r, func(tx *registry.Tx, actor string) error {
+		if err := tx.RegisterStation(actor, block.Station, csr.DER, key); err != nil {
+			return err
+		}
+		return tx.AdoptBlock(actor, &row, cert)
+	})
+}
+
 // stationResult reads the block out of a result that was held against its request.
 func (b *backend) stationResult(r *http.Request, file []byte, req *pki.Request, certs []*x509.Certificate) (*factory.Block, registry.StationCertificate, error) {
 	var none registry.StationCertificate

@@ -263,7 +263,7 @@ type client struct {
 }
 
 // dial connects up to CONNACK; an error says why none came.
-func (r *rig) dial(cert tls.Certificate, id string) (*client, error) {
+func (r *rig) dial(cert tls.Certificate, id string, edit ...func(*mqtt.Connect)) (*client, error) {
 	r.t.Helper()
 	roots := x509.NewCertPool()
 	for _, c := range r.srv.Layout().Trust().BrokerRoots {
@@ -276,8 +276,11 @@ func (r *rig) dial(cert tls.Certificate, id string) (*client, error) {
 	}
 	r.t.Cleanup(func() { conn.Close() })
 	c := &client{t: r.t, conn: conn}
-	hello := (&mqtt.Connect{Version: mqtt.V5, CleanStart: true, ClientID: id, KeepAlive: 60}).Append(nil, mqtt.V5)
-	if _, err := conn.Write(hello); err != nil { // a client is refused after its own end of the handshake
+	hello := mqtt.Connect{Version: mqtt.V5, CleanStart: true, ClientID: id, KeepAlive: 60}
+	for _, e := range edit {
+		e(&hello)
+	}
+	if _, err := conn.Write(hello.Append(nil, mqtt.V5)); err != nil { // a client is refused after its own end of the handshake
 		return nil, err
 	}
 	typ, _, body, err := c.next()
@@ -297,9 +300,9 @@ func (r *rig) dial(cert tls.Certificate, id string) (*client, error) {
 	return c, nil
 }
 
-func (r *rig) connect(cert tls.Certificate, id string) *client {
+func (r *rig) connect(cert tls.Certificate, id string, edit ...func(*mqtt.Connect)) *client {
 	r.t.Helper()
-	c, err := r.dial(cert, id)
+	c, err := r.dial(cert, id, edit...)
 	r.ok(err)
 	return c
 }

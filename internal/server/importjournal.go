@@ -18,7 +18,6 @@ import (
 
 const (
 	maxJournal = 1 << 30 // bytes; a unit takes about 1.3 KB
-	maxUnits   = 200_000 // new ones in one import: they are held in memory, about 1 KB each, until all are verified
 	maxNotes   = 100
 )
 
@@ -40,15 +39,19 @@ func (b *backend) importJournal(w http.ResponseWriter, r *http.Request) {
 func journalError(err error) error {
 	e := apiError(err)
 	var line *factory.LineError
-	if e.Kind == admin.Failed && (errors.As(err, &line) || errors.Is(err, factory.ErrFork) || errors.Is(err, factory.ErrJournal)) {
-		e.Kind = admin.Conflict
+	kind := e.Kind
+	if errors.As(err, &line) || errors.Is(err, factory.ErrFork) || errors.Is(err, factory.ErrJournal) {
+		kind = admin.Conflict // the command line was right
 	}
 	text, hint, hinted := strings.Cut(e.Text, "\n")
+	if errors.Is(err, factory.ErrFork) {
+		hint, hinted = "hint: copy the journal from the bench once more; if it is the same, the bench was set back or another has its key", true
+	}
 	text += ": nothing was imported"
 	if hinted {
 		text += "\n" + hint
 	}
-	return &admin.Error{Kind: e.Kind, Text: text}
+	return &admin.Error{Kind: kind, Text: text}
 }
 
 // takeJournal reads the whole journal, and only then changes anything.
@@ -65,21 +68,31 @@ func (b *backend) takeJournal(r *http.Request, body io.Reader) (*admin.JournalRe
 	if err != nil {
 		return nil, err
 	}
+	if j.spool, err = newSpool(b.layout.ServerDir()); err != nil {
+		return nil, err
+	}
+	defer j.spool.close()
 	sum, err := factory.ReadJournal(in, factory.Known{Lines: j.part.FromLines, Head: j.part.FromHead}, j.take)
 	if err != nil {
 		return nil, err
 	}
-	j.part.Lines, j.part.Head = sum.Lines, sum.Head
-	report := &admin.JournalReport{Station: name, Lines: sum.Lines, New: sum.Lines - j.part.FromLines, Units: len(j.part.Units),
-		Burnt: len(j.part.Burnt), Torn: sum.Torn, Notes: j.notes}
+	j.part.Lines, j.part.Head, j.part.Next = sum.Lines, sum.Head, j.spool.next
+	report := &admin.JournalReport{Station: name, Lines: sum.Lines, New: sum.Lines - j.part.FromLines, Units: j.units,
+		Burnt: j.burnt, Torn: sum.Torn, Notes: j.notes}
 	if report.New == 0 {
 		return report, nil
+	}
+	if err := j.spool.rewind(); err != nil {
+		return nil, err
 	}
 	return report, b.update(r, func(tx *registry.Tx, actor string) error { return tx.ImportJournal(actor, &j.part) })
 }
 
 // journalImport gathers what is new in a journal.
 type journalImport struct {
+	spool       *spool
+	units       int
+	burnt       int
 	part        registry.JournalPart
 	generations map[[32]byte]int // of the station's certificates that count, by fingerprint
 	blocks      map[string]bool  // of the station
@@ -89,7 +102,7 @@ type journalImport struct {
 func (b *backend) openImport(r *http.Request, name string) (*journalImport, error) {
 	s, err := b.reg.Station(r.Context(), name)
 	if errors.Is(err, registry.ErrNotFound) {
-		return nil, admin.Errorf(admin.NotFound, "station %s is not known to this fleet\nhint: its ids are reserved with hawser factory reserve --station %s", name, name)
+		return nil, admin.Errorf(admin.NotFound, "station %s is not known to this fleet\nhint: its ids are reserved with hawser factory reserve; after a restore, hawser factory adopt FILE.block", name)
 	}
 	if err != nil {
 		return nil, err
@@ -122,12 +135,15 @@ func (j *journalImport) take(l *factory.Line) error {
 		}
 	case factory.Load:
 		if !j.blocks[l.Block] {
-			return fmt.Errorf("block %s was not reserved for station %s", l.Block, j.part.Station)
+			return fmt.Errorf("block %s was not reserved for station %s\nhint: after a restore from an older backup, hawser factory adopt FILE.block first", l.Block, j.part.Station)
 		}
 	case factory.Burnt:
 		id, err := identity.ParseID(l.ID)
-		j.part.Burnt = append(j.part.Burnt, registry.BurntID{Line: l.Number, ID: id, Reason: l.Reason})
-		return err
+		if err != nil {
+			return err
+		}
+		j.burnt++
+		return j.spool.add(registry.JournalItem{Burnt: &registry.BurntID{Line: l.Number, ID: id, Reason: l.Reason}})
 	case factory.Made:
 		return j.takeUnit(l)
 	}
@@ -139,9 +155,6 @@ func (j *journalImport) takeUnit(l *factory.Line) error {
 	if !ok {
 		return fmt.Errorf("%s: it was certified under a device CA that is no longer accepted", l.ID)
 	}
-	if len(j.part.Units) == maxUnits {
-		return fmt.Errorf("more than %d new units at once\nhint: import an older copy of the journal first, or its first %d lines", maxUnits, l.Number-1)
-	}
 	block, err := factory.ParseBlockID(l.Block)
 	if err != nil {
 		return err
@@ -151,10 +164,10 @@ func (j *journalImport) takeUnit(l *factory.Line) error {
 		j.note("%s: its request asks for extensions (%s): ignored", l.ID, strings.Join(u.CSR.Asks, ", "))
 	}
 	who := identity.DevicePrincipal(u.ID)
-	j.part.Units = append(j.part.Units, registry.Unit{Line: l.Number, ID: u.ID, Class: l.Class, Hardware: l.Hardware, KeyHash: u.Key,
+	j.units++
+	return j.spool.add(registry.JournalItem{Unit: &registry.Unit{Line: l.Number, ID: u.ID, Class: l.Class, Hardware: l.Hardware, KeyHash: u.Key,
 		CSR: l.CSR, Block: block, Flashed: l.When, Certificate: registry.Certificate{Fingerprint: pki.Fingerprint(l.Cert), Principal: who,
-			Generation: uint32(generation), DER: l.Cert, NotBefore: u.Cert.NotBefore, NotAfter: u.Cert.NotAfter}})
-	return nil
+			Generation: uint32(generation), DER: l.Cert, NotBefore: u.Cert.NotBefore, NotAfter: u.Cert.NotAfter}}})
 }
 
 func (j *journalImport) note(format string, args ...any) {
