@@ -3,154 +3,32 @@ package device
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"net"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
-	"hawser/internal/identity"
 	"hawser/internal/message"
 	"hawser/internal/mqtt"
 	"hawser/internal/pki"
 )
 
-// pkiRig is a fleet in small: a server that shows what it is told to and turns away whom it is
-// told to, and a device with certificates of two generations.
-type pkiRig struct {
-	*fakeServer
-	a, b, c, d *pki.Issuer
-	key        *ecdsa.PrivateKey
-	old, fresh []byte // certificates of the device
-	store      *MemStore
-
-	mu      sync.Mutex
-	leaves  map[string]*tls.Certificate // guarded by mu: by SNI
-	refused map[[32]byte]bool           // guarded by mu
-}
-
-func newPKIRig(t testing.TB) *pkiRig {
-	r := &pkiRig{a: brokerRoot(t, "A"), b: brokerRoot(t, "B"), c: brokerRoot(t, "C"), d: brokerRoot(t, "D"), key: newKey(t, elliptic.P256()),
-		store: &MemStore{}, leaves: map[string]*tls.Certificate{}, refused: map[[32]byte]bool{}}
-	r.old, r.fresh = r.certify(t, testID, &r.key.PublicKey), r.certify(t, testID, &r.key.PublicKey)
-	r.fakeServer = serverWith(t, &authority{cert: r.a.Cert}, &tls.Config{
-		GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			if leaf := r.leaves[h.ServerName]; leaf != nil {
-				return leaf, nil
-			}
-			return nil, errors.New("no such name")
-		},
-		VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) error {
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			if r.refused[sha256.Sum256(raw[0])] {
-				return errors.New("turned away")
-			}
-			return nil
-		},
-	})
-	r.serve(testServer, r.a)
-	return r
-}
-
-// certify signs a device certificate with a CA of its own: the device does not care whose.
-func (r *pkiRig) certify(t testing.TB, id string, pub *ecdsa.PublicKey) []byte {
-	t.Helper()
-	ca, err := pki.IssueDeviceCA(newKey(t, elliptic.P256()), pki.Name{Organisation: "Acme", Country: "DE"}, 1, r.a.Cert.NotBefore)
-	if err != nil {
-		t.Fatal(err)
-	}
-	who, err := identity.ParseID(id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := pki.IssueDeviceLeaf(ca, who, pub, r.a.Cert.NotBefore)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cert.Raw
-}
-
-// serve shows a leaf under root to whoever asks for name.
-func (r *pkiRig) serve(name string, root *pki.Issuer) {
-	r.t.Helper()
-	key := newKey(r.t, elliptic.P256())
-	cert, err := pki.IssueBrokerLeaf(root, name, &key.PublicKey, r.a.Cert.NotBefore)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.leaves[name] = &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
-}
-
-func (r *pkiRig) turnAway(cert []byte, away bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.refused[sha256.Sum256(cert)] = away
-}
-
-// config is that of a device born with {A, B}.
-func (r *pkiRig) config() Config {
-	cfg := r.fakeServer.config(r.t)
-	cfg.Servers, cfg.Roots, cfg.Store = nil, nil, r.store
-	cfg.Certificate = tls.Certificate{Certificate: [][]byte{r.old}, PrivateKey: r.key}
-	cfg.Anchors = anchors(r.t, r.b, 1, r.a, r.b)
-	return cfg
-}
-
-// come waits for the device and gives what it shows and reports.
-func (r *pkiRig) come() (p *peer, cert []byte, reports []message.PKIReport) {
-	r.t.Helper()
-	p = r.peer()
-	_, reports = p.welcomeReports(&mqtt.Connack{SessionPresent: true})
-	return p, p.conn.(*tls.Conn).ConnectionState().PeerCertificates[0].Raw, reports
-}
-
-// offer sends d/pki and gives the device's report on it, acknowledged.
-func (p *peer) offer(m message.PKI) message.PKIReport {
-	p.t.Helper()
-	p.say("d/pki", uint16(m.No), m.Encode(message.CBOR))
-	p.expect(mqtt.PUBACK)
-	m2 := p.publish()
-	r := p.report(m2)
-	p.ack(m2)
-	return r
-}
-
-func (r *pkiRig) want(got []message.PKIReport, want ...message.PKIReport) {
-	r.t.Helper()
-	for i := range got {
-		got[i].Text = ""
-	}
-	if !slices.Equal(got, want) {
-		r.t.Fatalf("reported %+v\nwant %+v", got, want)
-	}
-}
-
-func inUse(no uint64, cert []byte, set uint64) message.PKIReport {
-	return message.PKIReport{No: no, State: message.PKIInUse, Fingerprint: sha256.Sum256(cert), Anchors: set}
-}
-
 // TestMoves: a certificate, then an anchor set, then both, each proven before it is in use.
 func TestMoves(t *testing.T) {
 	r := newPKIRig(t)
-	start(t, r.config())
+	d := start(t, r.config())
 	p, cert, reports := r.come()
 	r.want(reports, inUse(0, r.old, 1))
-	if !bytes.Equal(cert, r.old) {
-		t.Fatal("not the certificate it was born with")
+	d.stateMu.Lock()
+	if !bytes.Equal(cert, r.old) || d.pki != nil {
+		t.Error("not the certificate it was born with, or memory is taken for nothing")
 	}
+	d.stateMu.Unlock()
 
 	got := p.offer(message.PKI{No: 5, Certificate: r.fresh})
 	r.want([]message.PKIReport{got}, message.PKIReport{No: 5, State: message.PKIInstalled, Fingerprint: sha256.Sum256(r.old), Anchors: 1})
@@ -181,8 +59,43 @@ func TestMoves(t *testing.T) {
 	p.conn.Close()
 	_, _, reports = r.come()
 	r.want(reports)
-	// And a thief of root A has nobody left.
+}
+
+// TestThiefOfRootA poses as the broker in vain once the device is on {B, C}, also after a
+// restart: what it was born with is no way back.
+func TestThiefOfRootA(t *testing.T) {
+	r := newPKIRig(t)
+	d, err := New(r.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := run(t, d)
+	p, _, _ := r.come()
+	r.serve(testServer, r.b)
+	p.offer(message.PKI{No: 1, Anchors: anchors(t, r.b, 2, r.b, r.c)})
+	p.gone()
+	r.come()
+	stop()
 	r.serve(testServer, r.a)
+	cfg := r.config()
+	dials := make(chan bool, 100)
+	dial := cfg.Dial
+	cfg.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		select {
+		case dials <- true:
+		default:
+		}
+		return dial(ctx, network, addr)
+	}
+	start(t, cfg)
+	for range 6 {
+		wait(t, dials)
+	}
+	if len(r.peers) != 0 {
+		t.Fatal("the device said CONNECT to who holds root A")
+	}
+	r.serve(testServer, r.c)
+	r.come()
 }
 
 // TestOffersInUse: what is in use already needs no other connection.
@@ -337,6 +250,37 @@ func TestRestoredRegistry(t *testing.T) {
 	p.gone()
 	_, _, reports = r.come()
 	r.want(reports, inUse(3, r.fresh, 1))
+}
+
+// TestBusyServer: a server that has no time is no verdict on the certificate, one that is
+// not authorized is.
+func TestBusyServer(t *testing.T) {
+	r := newPKIRig(t)
+	start(t, r.config())
+	p, _, _ := r.come()
+	p.offer(message.PKI{No: 2, Certificate: r.fresh})
+	p.gone()
+	p, _, _ = r.come()
+	p.conn.Close()
+	refuse := func(code mqtt.ReasonCode, times int) (shown []string) {
+		for range times {
+			p := r.peer()
+			name := "old"
+			if bytes.Equal(p.conn.(*tls.Conn).ConnectionState().PeerCertificates[0].Raw, r.fresh) {
+				name = "new"
+			}
+			shown = append(shown, name)
+			p.send(&mqtt.Connack{Code: code})
+			p.conn.Close()
+		}
+		return shown
+	}
+	if got := refuse(mqtt.ServerBusy, 5); slices.Contains(got, "old") {
+		t.Error("busy:", got)
+	}
+	if got := refuse(mqtt.NotAuthorized, 5); strings.Join(got, " ") != "new new new old new" {
+		t.Error("not authorized:", got)
+	}
 }
 
 // TestTurn: in turn means that no certificate that worked is left out, and that the one in
@@ -519,130 +463,4 @@ func TestRescueDomain(t *testing.T) {
 			t.Errorf("with set %d it is at %s", i+2, name)
 		}
 	}
-}
-
-// TestStoredPKIIsRefused where it is damaged or another device's, and left out where the device
-// was provisioned anew.
-func TestStoredPKIIsRefused(t *testing.T) {
-	r := newPKIRig(t)
-	whole := &pkiState{current: r.fresh, previous: r.old, set: anchors(t, r.b, 2, r.b, r.c), newSet: anchors(t, r.c, 3, r.c, r.d), offer: 7}
-	load := func(blob []byte, edit func(*Config)) (*Device, error) {
-		cfg := r.config()
-		if err := r.store.Save(pkiName, blob); err != nil {
-			t.Fatal(err)
-		}
-		if edit != nil {
-			edit(&cfg)
-		}
-		return New(cfg)
-	}
-	d, err := load(whole.encode(), nil)
-	if err != nil || !d.pki.same(whole) || d.pki.sequence != 2 || d.pki.newSequence != 3 {
-		t.Fatal(err)
-	}
-	blob := whole.encode()
-	for i := 1; i < len(blob); i += 97 {
-		flipped := slices.Clone(blob)
-		flipped[i] ^= 1
-		for _, bad := range [][]byte{flipped, blob[:i]} {
-			if _, err := load(bad, nil); err == nil || !strings.Contains(err.Error(), "damaged\nhint: ") {
-				t.Fatalf("byte %d: %v", i, err)
-			}
-		}
-	}
-	stranger := &pkiState{current: r.certify(t, "00000001", &r.key.PublicKey)}
-	if _, err := load(stranger.encode(), nil); err == nil || !strings.Contains(err.Error(), "another device") {
-		t.Error(err)
-	}
-	foreign := func(c *Config) {
-		c.Anchors, err = pki.SignAnchors(r.b.Signer, &pki.AnchorSet{Fleet: [16]byte{2}, Sequence: 1, InUse: r.a.Cert, Standby: r.b.Cert, Port: 1, Domains: []string{"a.b"}})
-	}
-	if _, err := load(blob, foreign); err == nil || !strings.Contains(err.Error(), "another fleet") {
-		t.Error(err)
-	}
-	d, err = load(blob, func(c *Config) { c.Anchors = anchors(t, r.d, 4, r.c, r.d) })
-	if err != nil || d.pki.set != nil || d.pki.newSet != nil || d.pki.current == nil {
-		t.Error("provisioned anew:", err)
-	}
-	whole.newSet = anchors(t, r.b, 3, r.c, r.d) // as if the set in use had come later
-	if d, err = load(whole.encode(), nil); err != nil || d.pki.set == nil || d.pki.newSet != nil {
-		t.Error("a set that cannot be taken over:", err)
-	}
-}
-
-func FuzzStoredPKI(f *testing.F) {
-	f.Add((&pkiState{}).encode())
-	f.Add((&pkiState{current: []byte{1}, pending: []byte{2, 3}, newSet: []byte{4}, offer: 9}).encode())
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if p, err := parsePKI(data); err == nil && !bytes.Equal(p.encode(), data) {
-			t.Errorf("%x came back as %x", data, p.encode())
-		}
-		// With the right sum, so that more than the sum is tested.
-		if len(data) > 4 {
-			data = withSum(data[:len(data)-4])
-		}
-		if p, err := parsePKI(data); err == nil && !bytes.Equal(p.encode(), data) {
-			t.Errorf("%x came back as %x", data, p.encode())
-		}
-	})
-}
-
-// TestLoadTakesAnchors: what `hawser device add` writes is enough, and has to fit together.
-func TestLoadTakesAnchors(t *testing.T) {
-	r := newPKIRig(t)
-	dir := t.TempDir()
-	write := func(name string, data []byte) {
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := pki.WriteKey(filepath.Join(dir, "device.key"), r.key, nil); err != nil {
-		t.Fatal(err)
-	}
-	write("device.crt", pki.EncodeCert(r.old))
-	write("ca.crt", append(pki.EncodeCert(r.a.Cert.Raw), pki.EncodeCert(r.b.Cert.Raw)...))
-	write("anchors.cose", anchors(t, r.b, 1, r.a, r.b, "one.test", "rescue.test"))
-	load := func() (*Device, error) {
-		cfg, err := Load(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer cfg.Store.(*FileStore).Close()
-		return New(cfg)
-	}
-	d, err := load()
-	if err != nil || !slices.Equal(d.born.servers, []string{"one.test:8883", "rescue.test:8883"}) {
-		t.Fatal(err)
-	}
-	write("anchors.cose", anchors(t, r.b, 1, r.a, r.b)[1:])
-	if _, err := load(); err == nil || !strings.Contains(err.Error(), "the device's own anchor set: ") {
-		t.Error(err)
-	}
-	write("anchors.cose", anchors(t, r.b, 2, r.b, r.c))
-	if _, err := load(); err == nil || !strings.Contains(err.Error(), "not those of its anchor set") {
-		t.Error(err)
-	}
-	if err := os.Remove(filepath.Join(dir, "anchors.cose")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := load(); err == nil || !strings.Contains(err.Error(), "no server to connect to") {
-		t.Error(err)
-	}
-}
-
-// TestWithoutAnchors a device takes certificates, and nobody can change what it pins.
-func TestWithoutAnchors(t *testing.T) {
-	r := newPKIRig(t)
-	cfg := r.config()
-	cfg.Anchors, cfg.Servers, cfg.Roots = nil, []string{testServer}, []*x509.Certificate{r.a.Cert, r.b.Cert}
-	start(t, cfg)
-	p, _, reports := r.come()
-	r.want(reports, inUse(0, r.old, 0))
-	if got := p.offer(message.PKI{No: 1, Anchors: anchors(t, r.b, 1, r.a, r.b)}); got.State != message.PKIRefused || !strings.Contains(got.Text, "without an anchor set") {
-		t.Errorf("%+v", got)
-	}
-	p.offer(message.PKI{No: 2, Certificate: r.fresh})
-	p.gone()
-	_, _, reports = r.come()
-	r.want(reports, inUse(2, r.fresh, 0))
 }

@@ -30,9 +30,9 @@ const (
 type stage byte
 
 const (
-	unreached  stage = iota // no TLS handshake began
+	unreached  stage = iota // no TLS handshake began, or the server has no time at present
 	untrusted               // the handshake failed: the server is not what is pinned, or wants something else
-	turnedAway              // the server is right, and gave no CONNACK or one that refuses
+	turnedAway              // the server is right, and gave no CONNACK or one that refuses this device
 	letIn
 )
 
@@ -187,11 +187,31 @@ func (d *Device) connect(ctx context.Context, server string, show tls.Certificat
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
-	if err != nil {
-		conn.Close()
-		return nil, turnedAway, err
+	switch {
+	case err == nil:
+		return s, letIn, nil
+	case errors.Is(err, errBusy):
+		how = unreached
+	default:
+		how = turnedAway
 	}
-	return s, letIn, nil
+	conn.Close()
+	return nil, how, err
+}
+
+var errBusy = errors.New("the server refused the connection for now")
+
+// judge gives the error of a CONNACK. What has nothing to do with who the device is, is
+// errBusy: another certificate would not help.
+func judge(ack *mqtt.Connack) error {
+	switch ack.Code {
+	case mqtt.ServerUnavailable, mqtt.ServerBusy, mqtt.ServerShuttingDown, mqtt.QuotaExceeded, mqtt.ConnectionRateExceeded:
+		return fmt.Errorf("%w: %v %s", errBusy, ack.Code, ack.Props.Reason)
+	}
+	if ack.Code.Failed() {
+		return fmt.Errorf("the server refused the connection: %v %s", ack.Code, ack.Props.Reason)
+	}
+	return nil
 }
 
 // login says CONNECT and waits for CONNACK.
@@ -213,8 +233,8 @@ func (s *session) login(d *Device) error {
 	if err := ack.Decode(d.version, h.Flags, body); err != nil {
 		return err
 	}
-	if ack.Code.Failed() {
-		return fmt.Errorf("the server refused the connection: %v %s", ack.Code, ack.Props.Reason)
+	if err := judge(&ack); err != nil {
+		return err
 	}
 	s.agree(&ack)
 	return nil

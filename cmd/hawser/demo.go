@@ -351,9 +351,13 @@ func (d *demo) reckon(ctx context.Context) error {
 	if d.fleet == nil {
 		return nil
 	}
-	stored, err := d.stored(context.WithoutCancel(ctx))
+	onDisk, err := d.stored(context.WithoutCancel(ctx))
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)
+	}
+	var stored uint64
+	for _, m := range d.members {
+		stored += uint64(len(onDisk[m.ID.String()]))
 	}
 	acked := d.fleet.Totals().Acked
 	d.say("demo: %d devices, %d messages acknowledged, %d on disk, %d commands answered", d.devices, acked, stored, d.answered)
@@ -374,30 +378,21 @@ func differ(acked, stored uint64, asked, answered int) (err error) {
 	return err
 }
 
-// stored counts the messages of the devices in the log, each once: a device may send one
+// stored gives the messages of each device in the log, each once: a device may send one
 // again over a lost connection.
-func (d *demo) stored(ctx context.Context) (uint64, error) {
+func (d *demo) stored(ctx context.Context) (map[string]map[string]bool, error) {
 	c, done, err := d.connect(ctx)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer done()
-	var all uint64
-	for _, m := range d.members {
-		n, err := storedOf(ctx, c, m.ID)
-		if err != nil {
-			return 0, err
+	seen := map[string]map[string]bool{}
+	err = c.Tail(ctx, admin.Tail{Topic: "private/+/" + demoTopic}, func(m *admin.Message) error {
+		if seen[m.From] == nil {
+			seen[m.From] = map[string]bool{}
 		}
-		all += n
-	}
-	return all, nil
-}
-
-func storedOf(ctx context.Context, c *admin.Client, id identity.ID) (uint64, error) {
-	seen := map[string]bool{}
-	err := c.Tail(ctx, admin.Tail{Name: id.String(), Topic: id.Topic(demoTopic)}, func(m *admin.Message) error {
-		seen[string(m.Payload)] = true
+		seen[m.From][string(m.Payload)] = true
 		return nil
 	})
-	return uint64(len(seen)), err
+	return seen, err
 }

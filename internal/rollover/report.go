@@ -29,6 +29,8 @@ func (s *Service) Report(id identity.ID, payload []byte) error {
 		s.failed(id, why)
 	case m.State == message.PKIRefused:
 		s.failed(id, "refused: "+clean(m.Text))
+	case m.State == message.PKIInstalled && m.Text != "":
+		s.progress(id, registry.ProgressInstalled, "not used yet: "+clean(m.Text))
 	case m.State == message.PKIInstalled:
 		why := ""
 		if m.Text != "" { // it tried, and will try again
