@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -135,9 +134,10 @@ A key on a token stays there: a token gives no key out, and one that was made on
 no copy. With --passphrase-fd the first line is the passphrase of the key as it is, if
 it has one, the next the new passphrase or the PIN. A wrong PIN is tried once: the token
 counts and locks itself.`,
-		Example: `  hawser ca move --ca ca-a --key device-1 --to 'pkcs11:token=safe;object=device-1?module-path=/usr/lib/softhsm/libsofthsm2.so'
-  hawser ca move --ca ca-b --key root --to file:/media/other/root-b.key
-  hawser ca move --ca ca-b --key root --to file:/media/other/root-b.key --passphrase-fd 3 3<passphrases`,
+		Example: `  hawser ca move --ca ca-b --key root --to file:/media/other/root-b.key
+  hawser ca move --ca ca-b --key root --to file:/media/b.key --passphrase-fd 3 3<passphrases
+  hawser ca move --ca ca-a --key device-1 \
+    --to 'pkcs11:token=safe;object=device-1?module-path=/usr/lib/softhsm/libsofthsm2.so'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			to, err := m.check(cmd)
@@ -181,7 +181,6 @@ type keyMoved struct {
 }
 
 func (a *app) moveKey(m *keyMove, to pki.KeyURI) error {
-	defer a.busy(context.Background(), "moving the key of %s", m.key)()
 	fresh := func() ([]byte, error) { return m.sign.pass.fresh(strings.TrimPrefix(to.String(), "file:")) }
 	if to.OnToken() {
 		fresh = func() ([]byte, error) { return m.sign.pass.pin(to.Token + to.Serial) }

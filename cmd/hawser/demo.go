@@ -199,11 +199,10 @@ func (d *demo) populate(ctx context.Context) (err error) {
 func (d *demo) addWatcher(ctx context.Context) (line string, err error) {
 	n := &newService{name: demoService, out: filepath.Join(d.top, demoService),
 		grants: []admin.Grant{{Mode: "read", Filter: "private/+/u/#"}}}
-	key, err := makeKey(n.file("service.key"))
-	if err != nil {
+	if _, err := n.prepare(); err != nil {
 		return "", err
 	}
-	cert, _, err := d.certifyService(ctx, d.client, d.layout, n, key, func(der []byte) error {
+	cert, _, err := d.certifyService(ctx, d.client, d.layout, n, func(der []byte) error {
 		_, err := d.client.AddService(ctx, admin.NewService{Name: n.name, Grants: n.grants, Certificate: der})
 		return err
 	})

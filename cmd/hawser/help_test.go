@@ -83,6 +83,10 @@ func TestCommandsOfTheContract(t *testing.T) {
 		"tail":                  "topic since limit json follow reverse",
 		"status":                "dir json",
 		"audit list":            "json",
+		"service renew":         "out csr at-once self cert key ca url wait json passphrase-fd",
+		"ca list":               "ca json",
+		"ca move":               "ca key to passphrase-fd json",
+		"factory renew":         "dir station csr out ca passphrase-fd json",
 	} {
 		cmd, rest, err := root.Find(strings.Fields(path))
 		if err != nil || len(rest) > 0 || !cmd.Runnable() {

@@ -52,6 +52,7 @@ is made anew. Exit codes: 0 stopped as told, 1 failed, 2 wrong use.`,
 	f := cmd.Flags()
 	f.StringVar(&cfg.Listen, "listen", "", "HOST:PORT of the broker, in place of serve.listen in hawser.toml")
 	f.StringVar(&cfg.Metrics, "metrics", "", "HOST:PORT of the metrics, in place of serve.metrics")
+	f.StringVar(&cfg.API, "api", "", "HOST:PORT of the HTTPS API for services, in place of serve.api")
 	f.StringVar(&cfg.OnClone, "on-clone", "", "report or quarantine: what is done when two hold one identity, in place of devices.on_clone")
 	// The error is that there is no such flag: there is, one line above.
 	_ = cmd.RegisterFlagCompletionFunc("on-clone", cobra.FixedCompletions([]string{config.CloneReport, config.CloneQuarantine}, cobra.ShellCompDirectiveNoFileComp))

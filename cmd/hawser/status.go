@@ -58,8 +58,28 @@ func (a *app) showStatus(s *admin.Status) {
 	} else {
 		a.fields("server", "not running")
 	}
-	for _, c := range s.Certificates {
-		a.fields("certificate", fmt.Sprintf("%s %s until %s%s", c.Kind, c.Owner, stamp(c.NotAfter), endsSoon(c.NotAfter)))
+	a.showExpiries(s.Certificates)
+}
+
+// renewHints tell how a certificate of each kind is renewed.
+func renewHints() map[string]string {
+	return map[string]string{"broker": "hawser ca issue-broker", "service": "hawser service renew NAME --out DIR", "station": "hawser factory renew --dir BENCH"}
+}
+
+func (a *app) showExpiries(list []admin.Expiry) {
+	said, hints := map[string]bool{}, renewHints()
+	for _, c := range list {
+		renewed := ""
+		if c.Renewed {
+			renewed = "  renewed, and the new one not used yet"
+		}
+		a.fields("certificate", fmt.Sprintf("%s %s until %s%s%s", c.Kind, c.Owner, stamp(c.NotAfter), endsSoon(c.NotAfter), renewed))
+	}
+	for _, c := range list {
+		if hint := hints[c.Kind]; c.Warning != "" && !c.Renewed && hint != "" && !said[c.Kind] {
+			said[c.Kind] = true
+			a.note("a %s certificate ends soon\nhint: %s", c.Kind, hint)
+		}
 	}
 }
 
@@ -75,15 +95,23 @@ func (a *app) showServer(v *admin.ServerStatus) {
 	a.fields("server", fmt.Sprintf("%s, pid %d, %s, started %s", v.Version, v.PID, v.Listen, ago(v.Started, time.Now())),
 		"state", ready, "online", fmt.Sprintf("%d devices, %d connections", v.Online, v.Connections),
 		"messages", fmt.Sprintf("%.1f/s, %d since the start", v.PerSecond, v.Received),
-		"log", bytesText(v.LogBytes)+oldest, "metrics", v.Metrics)
+		"log", bytesText(v.LogBytes)+oldest, "metrics", v.Metrics, "api", v.API)
 }
 
+// endsSoon warns 60, 30 and 7 days ahead, each time louder.
 func endsSoon(at time.Time) string {
-	switch left := time.Until(at); {
-	case left < 0:
+	const day = 24 * time.Hour
+	left := time.Until(at)
+	days := fmt.Sprintf("%d days", int(left/day))
+	switch {
+	case left <= 0:
 		return "  EXPIRED"
-	case left < 30*24*time.Hour:
-		return fmt.Sprintf("  in %d days", int(left.Hours()/24))
+	case left <= 7*day:
+		return "  ENDS IN " + strings.ToUpper(days)
+	case left <= 30*day:
+		return "  in " + days + ": renew it"
+	case left <= 60*day:
+		return "  in " + days
 	}
 	return ""
 }

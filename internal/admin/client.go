@@ -268,11 +268,13 @@ func (c *Client) AddService(ctx context.Context, s NewService) (out Service, err
 	return out, c.call(ctx, "POST", "services", nil, s, &out)
 }
 
-// ServiceCertificate imports a new certificate of a service.
-func (c *Client) ServiceCertificate(ctx context.Context, name string, der []byte) error {
+// ServiceCertificate imports a new certificate of a service. The one in use ends when
+// the new one was used, or after 7 days; with atOnce it ends now.
+func (c *Client) ServiceCertificate(ctx context.Context, name string, der []byte, atOnce bool) error {
 	return c.call(ctx, "POST", "services/"+name+"/certificate", nil, struct {
-		Certificate Hex `json:"certificate"`
-	}{der}, nil)
+		Certificate Hex  `json:"certificate"`
+		AtOnce      bool `json:"at_once"`
+	}{der, atOnce}, nil)
 }
 
 // RevokeService shuts a service out for good.

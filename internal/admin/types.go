@@ -287,16 +287,26 @@ type Status struct {
 	Pending      int            `json:"pending_requests"`
 	Epoch        uint32         `json:"epoch"`
 	Starts       uint64         `json:"starts,string"`
-	Certificates []Expiry       `json:"certificates"` // the broker's, and others that end within 30 days
+	Certificates []Expiry       `json:"certificates"` // the broker's, and others that end within 60 days
 	Server       *ServerStatus  `json:"server,omitempty"`
 }
 
 // Expiry tells when a certificate ends.
 type Expiry struct {
 	Owner    string    `json:"owner"`
-	Kind     string    `json:"kind"` // broker, device, service
+	Kind     string    `json:"kind"` // broker, device, service, station
 	NotAfter time.Time `json:"not_after"`
+	Warning  string    `json:"warning,omitempty"` // how near that is: 60 days, 30 days, 7 days, expired
+	Renewed  bool      `json:"renewed,omitempty"` // a newer one is there that was not used yet
 }
+
+// The values of Expiry.Warning.
+const (
+	Warn60Days  = "60 days"
+	Warn30Days  = "30 days"
+	Warn7Days   = "7 days"
+	WarnExpired = "expired"
+)
 
 // ServerStatus is what a running server says of itself.
 type ServerStatus struct {
@@ -305,6 +315,7 @@ type ServerStatus struct {
 	Started     time.Time `json:"started"`
 	Listen      string    `json:"listen"`            // address of the broker
 	Metrics     string    `json:"metrics,omitempty"` // address of the metrics
+	API         string    `json:"api,omitempty"`     // address of the services' API
 	Online      int       `json:"online"`            // devices
 	Connections int64     `json:"connections"`
 	Received    uint64    `json:"received,string"` // messages since the start
@@ -314,3 +325,18 @@ type ServerStatus struct {
 	LogOldest   time.Time `json:"log_oldest,omitzero"`
 	NotReady    []string  `json:"not_ready,omitempty"` // reasons; empty: ready
 }
+
+// Renewal is what the services' API answers.
+type Renewal struct {
+	State       string    `json:"state"` // issued, pending
+	Certificate string    `json:"certificate,omitempty"`
+	Until       time.Time `json:"until,omitzero"`
+	Roots       string    `json:"roots,omitempty"`   // what the service pins, PEM
+	Request     string    `json:"request,omitempty"` // that waits for the safe
+}
+
+// The states of a Renewal.
+const (
+	RenewalIssued  = "issued"
+	RenewalPending = "pending"
+)

@@ -286,6 +286,12 @@ func (b *Broker) reject(raw net.Conn, err error) {
 // verified it (chain, name, use, curve) when it was imported.
 func (b *Broker) AddCertificate(c Certificate) { b.dir.add(c) }
 
+// Holder tells who may come in with a certificate at a moment, or why nobody may.
+// That somebody showed it is no proof that he has its key.
+func (b *Broker) Holder(fingerprint [32]byte, now time.Time) (identity.Principal, error) {
+	return b.dir.lookup(fingerprint, now)
+}
+
 // RemoveCertificate shuts one certificate out. Its owner's connections end when
 // it was the last one.
 func (b *Broker) RemoveCertificate(fp [32]byte) {

@@ -52,6 +52,9 @@ type Serve struct {
 	// Prometheus metrics, /healthz and /readyz, in the clear: keep it on loopback.
 	// "" turns it off.
 	Metrics string `toml:"metrics"`
+	// HTTPS for services that renew their own certificates: "host:port", TLS 1.3 with the
+	// service's certificate. "" turns it off.
+	API string `toml:"api"`
 	// The socket that the other commands talk to. Who can open it is an administrator.
 	AdminSocket string `toml:"admin_socket"`
 }

@@ -99,6 +99,11 @@ func (s *Serve) validate() error {
 	if _, _, err := net.SplitHostPort(s.Listen); err != nil {
 		return fmt.Errorf("serve.listen: %q is not host:port", s.Listen)
 	}
+	if s.API != "" {
+		if _, _, err := net.SplitHostPort(s.API); err != nil {
+			return fmt.Errorf("serve.api: %q is not host:port", s.API)
+		}
+	}
 	if s.Metrics != "" {
 		if _, _, err := net.SplitHostPort(s.Metrics); err != nil {
 			return fmt.Errorf("serve.metrics: %q is not host:port", s.Metrics)

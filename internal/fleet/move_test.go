@@ -63,10 +63,10 @@ func mustIssue(t *testing.T, dir, pass, pin string) {
 // A key goes to another file and from there to a token, where it ends. The CA signs
 // with it at each place, and the place before is empty.
 func TestMoveKeys(t *testing.T) {
-	uri, l := softToken(t), mustInit(t, false)
+	uri, l := softToken(t), mustInit(t, true) // in the clear: scrypt is slow under the race detector
 	dir, stick := l.CADir("a"), t.TempDir()
 	first := filepath.Join(stick, "device.key")
-	m := Move{Dir: dir, Base: "device-1", To: "file:" + first, Old: ask(passA), New: ask("another passphrase")}
+	m := Move{Dir: dir, Base: "device-1", To: "file:" + first, New: ask("another passphrase")}
 	got, err := m.Do()
 	if err != nil || got.Cleared != filepath.Join(dir, "device-1.key") {
 		t.Fatal(got, err)
@@ -81,7 +81,7 @@ func TestMoveKeys(t *testing.T) {
 	if err := ca.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for base, old := range map[string]string{"device-1": "another passphrase", "root": passA, "service": passA} {
+	for base, old := range map[string]string{"device-1": "another passphrase", "root": "", "service": ""} {
 		m := Move{Dir: dir, Base: base, To: uri(base), Old: ask(old), New: ask(softPIN)}
 		if _, err := m.Do(); err != nil {
 			t.Fatal(err)
@@ -124,7 +124,7 @@ func TestMoveToTheSamePlace(t *testing.T) {
 }
 
 func TestMoveRefuses(t *testing.T) {
-	uri, l := softToken(t), mustInit(t, false)
+	uri, l := softToken(t), mustInit(t, true)
 	dir, other := l.CADir("a"), filepath.Join(t.TempDir(), "other.key")
 	if err := pki.WriteKey(other, newKey(t), nil); err != nil {
 		t.Fatal(err)
@@ -144,25 +144,28 @@ func TestMoveRefuses(t *testing.T) {
 		"a path as CA":        {Move{Base: "../ca-b/root", To: uri("x")}, "in"},
 		"relative":            {Move{Base: "root", To: "file:root2.key"}, "absolute path"},
 		"no URI":              {Move{Base: "root", To: "/root2.key"}, "not a file: or pkcs11: URI"},
-		"wrong passphrase":    {Move{Base: "root", To: uri("x"), Old: ask(passB), New: ask(softPIN)}, "wrong passphrase"},
-		"wrong PIN":           {Move{Base: "root", To: uri("x"), Old: ask(passA), New: ask("87654321")}, "wrong PIN"},
-		"no token":            {Move{Base: "root", To: strings.Replace(uri("x"), "safe", "gone", 1), Old: ask(passA), New: ask(softPIN)}, "is not there"},
-		"another's key":       {Move{Base: "root", To: "file:" + other, Old: ask(passA), New: ask("long enough")}, "it is another key"},
-		"another's object":    {Move{Base: "root", To: uri("taken"), Old: ask(passA), New: ask(softPIN)}, "it is another key"},
-		"short":               {Move{Base: "root", To: "file:" + other + "2", Old: ask(passA), New: ask("1234567")}, "shorter than 8 bytes"},
-		"no directory for it": {Move{Base: "root", To: "file:/nowhere/root.key", Old: ask(passA), New: ask("long enough")}, "no such file or directory"},
+		"wrong PIN":           {Move{Base: "root", To: uri("x"), New: ask("87654321")}, "wrong PIN"},
+		"no token":            {Move{Base: "root", To: strings.Replace(uri("x"), "safe", "gone", 1), New: ask(softPIN)}, "is not there"},
+		"another's key":       {Move{Base: "root", To: "file:" + other, New: ask("long enough")}, "it is another key"},
+		"another's object":    {Move{Base: "root", To: uri("taken"), New: ask(softPIN)}, "it is another key"},
+		"short":               {Move{Base: "root", To: "file:" + other + "2", New: ask("1234567")}, "shorter than 8 bytes"},
+		"no directory for it": {Move{Base: "root", To: "file:/nowhere/root.key", New: ask("long enough")}, "no such file or directory"},
 	} {
 		c.m.Dir = dir
 		if _, err := c.m.Do(); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	encrypted := Move{Dir: mustInit(t, false).CADir("a"), Base: "root", To: uri("x"), Old: ask(passB), New: ask(softPIN)}
+	if _, err := encrypted.Do(); !errors.Is(err, pki.ErrPassphrase) {
+		t.Error(err)
+	}
 	for _, gone := range []string{uriSuffix, oldSuffix} {
 		if list, err := filepath.Glob(filepath.Join(dir, "*"+gone)); err != nil || len(list) > 0 {
 			t.Error("something was done:", list, err)
 		}
 	}
-	mustIssue(t, dir, passA, "")
+	mustIssue(t, dir, "", "")
 }
 
 // A move that ends in the middle is finished by the same move, wherever it ended, and
@@ -218,7 +221,6 @@ func moveInterrupted(t *testing.T, place func(dir string) string, steps int, obj
 	if err != nil || got.Cleared != filepath.Join(dir, "root.key") {
 		t.Fatal(got, err)
 	}
-	mustIssue(t, dir, softPIN, softPIN)
 	if left, err := filepath.Glob(filepath.Join(dir, "root.*")); err != nil || len(left) != 2 {
 		t.Error(left, err)
 	}
@@ -319,5 +321,75 @@ func TestListCA(t *testing.T) {
 	}
 	if _, err := ListCA(l.ServerDir(), l); err == nil || !strings.Contains(err.Error(), "is no CA directory") {
 		t.Error(err)
+	}
+}
+
+// A new generation's key is kept like that of the one before: never in the clear
+// because nobody was asked for a passphrase.
+func TestNewGenerationIsKeptLikeTheLast(t *testing.T) {
+	uri, l := softToken(t), mustInit(t, true)
+	dir, stick := l.CADir("a"), t.TempDir()
+	make := func(n uint32, pass string, want Keeping) {
+		t.Helper()
+		ca, err := OpenCA(dir, ask(pass))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = ca.MakeGeneration(n, "", time.Now())
+		_, errAgain := ca.MakeGeneration(n, "", time.Now())
+		if err := errors.Join(err, errAgain, ca.Close()); err != nil {
+			t.Fatal(err)
+		}
+		list, err := ListCA(dir, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range list {
+			if k.Base == generationBase(n) && (k.Kept != want || k.Problem != "") {
+				t.Errorf("generation %d: %+v", n, k)
+			}
+		}
+	}
+	move := func(base, to, old, new string) {
+		t.Helper()
+		if _, err := (&Move{Dir: dir, Base: base, To: to, Old: ask(old), New: ask(new)}).Do(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	make(2, "", KeptInClear)
+	move("device-2", "file:"+filepath.Join(stick, "device-2.key"), "", softPIN)
+	make(3, softPIN, KeptEncrypted)
+	if _, err := os.Stat(filepath.Join(stick, "device-3.key")); err != nil {
+		t.Error(err)
+	}
+	move("device-3", uri("device-3"), softPIN, softPIN)
+	stray, err := pki.CreateKey(uri("device-4"), ask(softPIN))
+	if err := errors.Join(err, pki.CloseKey(stray)); err != nil {
+		t.Fatal(err)
+	}
+	ca := mustCA(t, dir, softPIN)
+	if _, err := ca.MakeGeneration(4, "", time.Now()); !errors.Is(err, pki.ErrKeyThere) {
+		t.Error("somebody's key became the CA's:", err)
+	}
+	if err := ca.Close(); err != nil {
+		t.Fatal(err)
+	}
+	deleteFromToken(t, "device-4")
+	if err := os.Remove(filepath.Join(dir, "device-4.uri")); err != nil {
+		t.Fatal(err)
+	}
+	make(4, softPIN, KeptOnToken)
+}
+
+func deleteFromToken(t *testing.T, label string) {
+	t.Helper()
+	if _, err := exec.LookPath("pkcs11-tool"); err != nil {
+		t.Skip("the program pkcs11-tool is missing")
+	}
+	for _, kind := range []string{"privkey", "pubkey"} {
+		out, err := exec.Command("pkcs11-tool", "--module", softModule, "--login", "--pin", softPIN, "--delete-object", "--type", kind, "--label", label).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
 	}
 }

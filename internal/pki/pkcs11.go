@@ -13,6 +13,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 
 	"github.com/ThalesGroup/crypto11"
 	"github.com/miekg/pkcs11"
@@ -21,7 +22,8 @@ import (
 // tokenKey is a key that never leaves its token. It may be used concurrently.
 type tokenKey struct {
 	crypto11.Signer
-	ctx *crypto11.Context
+	ctx  *crypto11.Context
+	once sync.Once // crypto11 does not stand being closed twice
 }
 
 // Sign signs the SHA-256 of a message; the token draws the randomness. go-cose gives
@@ -37,8 +39,11 @@ func (k *tokenKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 	return signature, nil
 }
 
-// Close ends the session with the token.
-func (k *tokenKey) Close() error { return k.ctx.Close() }
+// Close ends the session with the token. Whoever closes it again gets nil.
+func (k *tokenKey) Close() (err error) {
+	k.once.Do(func() { err = k.ctx.Close() })
+	return err
+}
 
 // login opens the token, after it was seen to be there: nobody is asked for a PIN
 // that then goes nowhere, and none goes to the wrong token.
@@ -97,7 +102,7 @@ func openToken(u *KeyURI, ask func() ([]byte, error)) (crypto.Signer, error) {
 	if err != nil {
 		return nil, errors.Join(err, ctx.Close())
 	}
-	return &tokenKey{key, ctx}, nil
+	return &tokenKey{Signer: key, ctx: ctx}, nil
 }
 
 // find wants exactly one key: of two with one name it would be chance which one signs.
@@ -126,7 +131,7 @@ func createOnToken(u *KeyURI, ask func() ([]byte, error)) (crypto.Signer, error)
 	if err != nil {
 		return nil, errors.Join(err, ctx.Close())
 	}
-	return &tokenKey{key, ctx}, nil
+	return &tokenKey{Signer: key, ctx: ctx}, nil
 }
 
 func (u *KeyURI) create(ctx *crypto11.Context) (crypto11.Signer, error) {
@@ -192,7 +197,7 @@ func (u *KeyURI) checkNew(ctx *crypto11.Context, key crypto11.Signer) error {
 	if err != nil {
 		return err
 	}
-	return ProveKey(&tokenKey{key, ctx}, pub)
+	return ProveKey(&tokenKey{Signer: key, ctx: ctx}, pub)
 }
 
 func isTrue(a *pkcs11.Attribute) bool { return a != nil && bytes.Trim(a.Value, "\x00") != nil }

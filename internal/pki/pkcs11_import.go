@@ -26,7 +26,7 @@ func importToToken(u *KeyURI, key *ecdsa.PrivateKey, ask func() ([]byte, error))
 	if err != nil {
 		return nil, errors.Join(err, ctx.Close())
 	}
-	return &tokenKey{moved, ctx}, nil
+	return &tokenKey{Signer: moved, ctx: ctx}, nil
 }
 
 // bring leaves nothing on the token unless the key there was seen to be key.
@@ -56,7 +56,7 @@ func (u *KeyURI) checkMoved(ctx *crypto11.Context, moved crypto11.Signer, pub *e
 	if err := u.checkNew(ctx, moved); err != nil {
 		return err
 	}
-	return ProveKey(&tokenKey{moved, ctx}, pub)
+	return ProveKey(&tokenKey{Signer: moved, ctx: ctx}, pub)
 }
 
 // halves are the two objects of a key pair (PKCS#11 v2.40, mechanisms 2.3.3 and 2.3.4).

@@ -361,6 +361,9 @@ func (s *Server) serveAdmin() error {
 		return fmt.Errorf("admin socket: %w\nhint: a path of more than 107 bytes is too long; set serve.admin_socket in hawser.toml", err)
 	}
 	s.serveHTTP(l, &http.Server{Handler: newBackend(s.layout, s.reg, s).handler(), ConnContext: withActor})
+	if s.api != nil {
+		s.serveServices()
+	}
 	if s.metrics != nil {
 		s.serveHTTP(s.metrics, &http.Server{Handler: s.metricsHandler(), ReadHeaderTimeout: 10 * time.Second})
 	}

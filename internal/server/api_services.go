@@ -104,6 +104,7 @@ func (b *backend) addService(r *http.Request) (any, error) {
 func (b *backend) serviceCertificate(r *http.Request) (any, error) {
 	var in struct {
 		Certificate admin.Hex `json:"certificate"`
+		AtOnce      bool      `json:"at_once"` // the certificates before end now
 	}
 	if err := read(r, &in); err != nil {
 		return nil, err
@@ -112,7 +113,12 @@ func (b *backend) serviceCertificate(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, b.update(r, func(tx *registry.Tx, actor string) error { return tx.AddCertificate(actor, c) })
+	return nil, b.update(r, func(tx *registry.Tx, actor string) error {
+		if in.AtOnce {
+			return tx.ReplaceCertificate(actor, c)
+		}
+		return tx.AddCertificate(actor, c)
+	})
 }
 
 func (b *backend) revokeService(r *http.Request) (any, error) {
@@ -169,13 +175,18 @@ func (b *backend) newRequest(r *http.Request) (any, error) {
 	if err := b.mayAsk(r, req); err != nil {
 		return nil, err
 	}
+	return b.keepRequest(req, []byte(in.Text), func(apply func(*registry.Tx, string) error) error { return b.update(r, apply) })
+}
+
+// keepRequest writes file and row; update runs a change in the name of who asks.
+func (b *backend) keepRequest(req *pki.Request, file []byte, update func(func(*registry.Tx, string) error) error) (any, error) {
 	path, err := b.layout.SaveRequest(req)
 	if err != nil {
 		return nil, err
 	}
 	hash := req.Hash()
-	row := registry.Request{ID: hex.EncodeToString(hash[:]), Kind: req.Kind, Subject: req.Subject, Body: []byte(in.Text)}
-	err = b.update(r, func(tx *registry.Tx, actor string) error { return tx.AddRequest(actor, row) })
+	row := registry.Request{ID: hex.EncodeToString(hash[:]), Kind: req.Kind, Subject: req.Subject, Body: file}
+	err = update(func(tx *registry.Tx, actor string) error { return tx.AddRequest(actor, row) })
 	if err != nil {
 		return nil, errors.Join(err, b.layout.DropRequest(req))
 	}

@@ -14,9 +14,6 @@ import (
 	"hawser/internal/registry"
 )
 
-// maxExpiring is how many certificates that end soon status lists.
-const maxExpiring = 100
-
 func timeOf(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
 
 func (b *backend) status(r *http.Request) (any, error) {
@@ -52,31 +49,13 @@ func (b *backend) status(r *http.Request) (any, error) {
 		return nil, err
 	}
 	out.Pending = len(requests)
-	if out.Certificates, err = b.expiries(ctx); err != nil {
+	if out.Certificates, err = b.expiries(ctx, time.Now()); err != nil {
 		return nil, err
 	}
 	if b.srv != nil {
 		out.Server = b.srv.status(ctx)
 	}
 	return out, nil
-}
-
-// expiries lists the broker's certificates, and all others that end soon.
-func (b *backend) expiries(ctx context.Context) ([]admin.Expiry, error) {
-	out := []admin.Expiry{}
-	v, err := loadLeafDates(b)
-	if err != nil {
-		return nil, err
-	}
-	for domain, at := range v {
-		out = append(out, admin.Expiry{Owner: domain, Kind: "broker", NotAfter: admin.UTC(at)})
-	}
-	slices.SortFunc(out, func(x, y admin.Expiry) int { return x.NotAfter.Compare(y.NotAfter) })
-	list, err := b.reg.ExpiringCertificates(ctx, time.Now().Add(expiresSoon), maxExpiring)
-	for _, c := range list {
-		out = append(out, admin.Expiry{Owner: c.Principal.Name, Kind: c.Principal.Kind.String(), NotAfter: admin.UTC(c.NotAfter)})
-	}
-	return out, err
 }
 
 // loadLeafDates gives the end of each broker certificate: those that are served,
@@ -104,6 +83,9 @@ func (s *Server) status(ctx context.Context) *admin.ServerStatus {
 		LogOldest: admin.UTC(logs.Oldest), NotReady: s.notReady(ctx)}
 	if a := s.MetricsAddr(); a != nil {
 		out.Metrics = a.String()
+	}
+	if a := s.APIAddr(); a != nil {
+		out.API = a.String()
 	}
 	return out
 }

@@ -101,6 +101,9 @@ func (s *Server) follow(c registry.Change) {
 	ctx := context.Background()
 	switch c.Kind {
 	case registry.CertificateAdded:
+		if c.Principal.Kind == identity.Service {
+			s.renewals.renewed(c.Active.Fingerprint, c.Principal.Name)
+		}
 		s.br.AddCertificate(pinned(c.Active))
 		if id, ok := c.Principal.ID(); ok {
 			s.roll.Recheck(id)

@@ -83,7 +83,7 @@ func serve(t *testing.T, dir string) *rig {
 }
 
 func (r *rig) config() Config {
-	return Config{Dir: r.dir, Listen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Version: "test", OnClone: r.onClone,
+	return Config{Dir: r.dir, Listen: "127.0.0.1:0", Metrics: "127.0.0.1:0", API: "127.0.0.1:0", Version: "test", OnClone: r.onClone,
 		Logger: slog.New(slog.NewTextHandler(r.book, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 }
 

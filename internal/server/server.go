@@ -45,6 +45,7 @@ type Config struct {
 	Dir     string // state directory of the fleet
 	Listen  string // in place of serve.listen
 	Metrics string // in place of serve.metrics
+	API     string // in place of serve.api
 	OnClone string // in place of devices.on_clone
 	Version string // for status and metrics
 	Logger  *slog.Logger
@@ -55,31 +56,33 @@ type Config struct {
 
 // Server is a running server.
 type Server struct {
-	cfg     Config
-	log     *slog.Logger
-	layout  *fleet.Layout
-	lock    *durable.FileLock
-	reg     *registry.Registry
-	mlog    *msglog.Log
-	br      *broker.Broker
-	cmds    *command.Service
-	roll    *rollover.Service
-	leaves  *leaves
-	feed    *worker // follows the registry
-	work    *worker // follows the devices
-	up      *uplink
-	down    *downlink
-	seen    *presence
-	rates   rates
-	dropped tally
-	ahead   changes
-	start   registry.ServerStart
-	started time.Time
+	cfg      Config
+	log      *slog.Logger
+	layout   *fleet.Layout
+	lock     *durable.FileLock
+	reg      *registry.Registry
+	mlog     *msglog.Log
+	br       *broker.Broker
+	cmds     *command.Service
+	roll     *rollover.Service
+	leaves   *leaves
+	feed     *worker // follows the registry
+	work     *worker // follows the devices
+	up       *uplink
+	down     *downlink
+	seen     *presence
+	renewals *renewals
+	rates    rates
+	dropped  tally
+	ahead    changes
+	start    registry.ServerStart
+	started  time.Time
 
 	caKeys   int  // that lie beside the server
 	serving  bool // the broker has started
 	listener net.Listener
 	metrics  net.Listener // nil: off
+	api      net.Listener // nil: off
 	servers  []*http.Server
 
 	ending chan struct{}      // closed when Close begins
@@ -139,6 +142,14 @@ func (s *Server) MetricsAddr() net.Addr {
 		return nil
 	}
 	return s.metrics.Addr()
+}
+
+// APIAddr is where services renew their certificates; nil when that is off.
+func (s *Server) APIAddr() net.Addr {
+	if s.api == nil {
+		return nil
+	}
+	return s.api.Addr()
 }
 
 // Layout is the fleet's state directory.
@@ -211,15 +222,22 @@ func (s *Server) listen(context.Context) error {
 	if s.listener, err = listenOn(addr, "--listen HOST:PORT"); err != nil {
 		return err
 	}
-	addr = s.cfg.Metrics
-	if addr == "" {
-		addr = s.layout.Config.Serve.Metrics
+	if s.metrics, err = listenIf(s.cfg.Metrics, s.layout.Config.Serve.Metrics, "--metrics HOST:PORT, or serve.metrics in hawser.toml"); err != nil {
+		return err
 	}
-	if addr == "" {
-		return nil
-	}
-	s.metrics, err = listenOn(addr, "--metrics HOST:PORT, or serve.metrics in hawser.toml")
+	s.api, err = listenIf(s.cfg.API, s.layout.Config.Serve.API, "--api HOST:PORT, or serve.api in hawser.toml")
 	return err
+}
+
+// listenIf listens on addr, else on what the configuration says, which may be nothing.
+func listenIf(addr, configured, how string) (net.Listener, error) {
+	if addr == "" {
+		addr = configured
+	}
+	if addr == "" {
+		return nil, nil
+	}
+	return listenOn(addr, how)
 }
 
 func listenOn(addr, how string) (net.Listener, error) {
@@ -313,6 +331,7 @@ func logConfig(c *config.Config, dir, credentials string) msglog.Config {
 // openBroker makes what the start of the broker calls back into.
 func (s *Server) openBroker(ctx context.Context) error {
 	s.seen = newPresence(s.reg)
+	s.renewals = &renewals{reg: s.reg, log: s.log, work: s.work, newer: map[[32]byte]string{}}
 	s.up = &uplink{reg: s.reg, log: s.log, work: s.work, onClone: s.onClone()}
 	var err error
 	if s.down, err = newDownlink(ctx, s); err != nil {
@@ -339,6 +358,7 @@ func (s *Server) openBroker(ctx context.Context) error {
 
 // admitted is broker.Config.Admitted.
 func (s *Server) admitted(who identity.Principal, fingerprint [32]byte, _ string, leaf *x509.Certificate) {
+	s.renewals.admitted(who, fingerprint)
 	if id, ok := who.ID(); ok {
 		s.roll.Admitted(id, fingerprint, leaf)
 	}
@@ -367,7 +387,7 @@ func (d direct) SendCommand(id identity.ID, payload []byte, done func(delivered 
 }
 
 func (s *Server) startBroker(ctx context.Context) error {
-	if err := s.admitAll(ctx); err != nil {
+	if err := errors.Join(s.admitAll(ctx), s.renewals.load(ctx)); err != nil {
 		return err
 	}
 	if err := s.br.Start(ctx); errors.Is(err, msglog.ErrDamaged) {
@@ -387,6 +407,7 @@ func (s *Server) goBackground(ctx context.Context) {
 	s.goTask(func() { s.roll.Run(ctx) })
 	s.goTask(func() { s.leaves.watch(ctx) })
 	s.goTask(func() { s.housekeeping(ctx) })
+	s.goTask(func() { s.watchExpiries(ctx) })
 	s.goTask(func() {
 		if err := s.br.Serve(s.listener); err != nil {
 			s.fail(fmt.Errorf("accept connections: %w", err))
@@ -466,7 +487,7 @@ func (s *Server) Close(ctx context.Context) error {
 func (s *Server) close(ctx context.Context) error {
 	close(s.ending)
 	var errs []error
-	for _, l := range []net.Listener{s.listener, s.metrics} {
+	for _, l := range []net.Listener{s.listener, s.metrics, s.api} {
 		if l != nil {
 			l.Close()
 		}

@@ -99,6 +99,9 @@ func (b *Bench) Close() error {
 	if b.journal != nil {
 		errs = append(errs, b.journal.Close())
 	}
+	if b.key != nil {
+		errs = append(errs, pki.CloseKey(b.key))
+	}
 	return errors.Join(append(errs, b.lock.Close())...)
 }
 

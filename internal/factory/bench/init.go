@@ -56,7 +56,7 @@ func fill(dir string, s *Settings, pass func() ([]byte, error)) error {
 	if err != nil {
 		return err
 	}
-	if err := writeCSR(dir, s.Station, key); err != nil {
+	if err := errors.Join(writeCSR(dir, s.Station, key), pki.CloseKey(key)); err != nil {
 		return err
 	}
 	if err := os.Mkdir(filepath.Join(dir, dirBlocks), 0o700); err != nil {
@@ -73,7 +73,7 @@ func stationKey(dir string, s *Settings, pass func() ([]byte, error)) (crypto.Si
 	uri := s.keyURI(dir)
 	path, isFile := strings.CutPrefix(uri, "file:")
 	if !isFile {
-		return pki.OpenKey(uri, pass)
+		return tokenKey(uri, pass)
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		return pki.OpenKey(uri, pass)
@@ -89,6 +89,22 @@ func stationKey(dir string, s *Settings, pass func() ([]byte, error)) (crypto.Si
 		}
 	}
 	return key, pki.WriteKey(path, key, secret)
+}
+
+// tokenKey opens the key on a token, or lets the token make it. The PIN is asked for once.
+func tokenKey(uri string, pass func() ([]byte, error)) (crypto.Signer, error) {
+	var pin []byte
+	once := func() (_ []byte, err error) {
+		if pin == nil {
+			pin, err = pass()
+		}
+		return pin, err
+	}
+	key, err := pki.OpenKey(uri, once)
+	if errors.Is(err, pki.ErrNoKey) {
+		return pki.CreateKey(uri, once)
+	}
+	return key, err
 }
 
 func writeCSR(dir, station string, key crypto.Signer) error {
