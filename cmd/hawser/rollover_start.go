@@ -50,7 +50,8 @@ A trial fleet signs at once. Elsewhere --ca (and for roots --ca-b and --new-root
 directories of the safe, or a request file is written, to be answered with
 "hawser ca sign" and "hawser ca import".`,
 		Example: `  hawser ca rollover start --generation --dir fleet
-  hawser ca rollover start --generation --roots --ca /media/safe/ca-a --ca-b /media/safe/ca-b --new-root /media/safe/ca-c`,
+  hawser ca rollover start --generation --ca /media/safe/ca-a
+  hawser ca rollover start --roots --ca-b /media/safe/ca-b --new-root /media/safe/ca-c`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needWhat(cmd, o.what); err != nil {
