@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -149,6 +150,7 @@ func (k *kit) on() {
 	k.r.t.Helper()
 	addr := k.r.srv.Addr().String()
 	d, err := device.New(device.Config{Certificate: k.cert, Anchors: k.set, Store: k.store, BackoffMin: 5 * time.Millisecond, BackoffMax: 50 * time.Millisecond,
+		Log: slog.New(slog.DiscardHandler),
 		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, addr)
 		}})
@@ -363,6 +365,46 @@ func TestSleeperComesHome(t *testing.T) {
 		r.ok(err)
 		return v.OldestAnchors == 3
 	})
+}
+
+// TestTrustAndRegistryAgree: a crash between registry and files is mended at the next start,
+// an older registry beside newer files is refused.
+func TestTrustAndRegistryAgree(t *testing.T) {
+	r := serve(t, makeFleet(t))
+	k := r.unit("ABCD0001")
+	path := filepath.Join(r.dir, "server", "device-cas.crt")
+	one, err := os.ReadFile(path)
+	r.ok(err)
+	r.roll(admin.What{Generation: true})
+	both, err := os.ReadFile(path)
+	r.ok(err)
+	for _, text := range [][]byte{one, both[len(one):]} {
+		r.stop()
+		r.ok(os.WriteFile(path, text, 0o644))
+		if text := string(text); text == string(one) { // cut off before the file was written
+			r.start()
+			if n := len(r.srv.Layout().Trust().DeviceCAs); n != 2 {
+				t.Errorf("%d device CAs after the start", n)
+			}
+			continue
+		}
+		if _, err := Start(t.Context(), r.config()); err == nil || !strings.Contains(err.Error(), "no device CA 1") {
+			t.Errorf("an older registry beside newer files: %v", err)
+		}
+	}
+	r.ok(os.WriteFile(path, both, 0o644))
+	r.start()
+	k.on()
+	r.proven(1)
+	k.off()
+	_, err = r.api.RetireRollover(t.Context(), nil)
+	r.ok(err)
+	r.stop()
+	r.ok(os.WriteFile(path, both, 0o644)) // cut off after the registry knew
+	r.start()
+	if n := len(r.srv.Layout().Trust().DeviceCAs); n != 1 {
+		t.Errorf("%d device CAs after the retire", n)
+	}
 }
 
 // TestEmergencyDuringARollover: the roots move while the fleet is on its way to another
