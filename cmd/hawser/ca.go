@@ -220,8 +220,8 @@ func (a *app) caIssueBroker() *cobra.Command {
 		Use:   "issue-broker [--root LETTER]",
 		Short: "make new certificates for the broker",
 		Long: `issue-broker makes a new key and certificate for each domain of the fleet, under the
-root in use; --root names the standby root, which devices know as well. A running server takes them up without dropping a connection.
-They last a year.
+root in use; --root names the standby root, which devices know as well. A running server
+takes them up without dropping a connection. They last a year.
 
 While a device that slept through a move of the roots is still to come, the last of
 several domains is its way home: without --root it keeps the root that such a device

@@ -49,7 +49,8 @@ More than one are shown as a number, which has to be typed, or confirmed by --ye
 are revoked by the thousand: if that is interrupted, the same command again does the rest.`,
 		Example: `  hawser device revoke ABCD1234 --reason "stolen in Lyon"
   hawser device revoke --list stolen.txt --reason "truck 7" --dry-run
-  hawser device revoke --station line1 --since 2026-11-24 --until 2026-11-25 --reason "bench stolen"`,
+  hawser device revoke --station line1 --since 2026-11-24 --until 2026-11-25 \
+      --reason "bench stolen"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids, filter, err := v.chosen(cmd, args)
 			if err != nil {

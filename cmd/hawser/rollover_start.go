@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -51,7 +50,8 @@ A trial fleet signs at once. Elsewhere --ca (and for roots --ca-b and --new-root
 directories of the safe, or a request file is written, to be answered with
 "hawser ca sign" and "hawser ca import".`,
 		Example: `  hawser ca rollover start --generation --dir fleet
-  hawser ca rollover start --generation --roots --ca /media/safe/ca-a --ca-b /media/safe/ca-b --new-root /media/safe/ca-c`,
+  hawser ca rollover start --generation --ca /media/safe/ca-a
+  hawser ca rollover start --roots --ca-b /media/safe/ca-b --new-root /media/safe/ca-c`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needWhat(cmd, o.what); err != nil {
@@ -79,9 +79,6 @@ func (o *rollover) flags(cmd *cobra.Command) {
 func (a *app) startRollover(ctx context.Context, c *admin.Client, o *rollover) error {
 	l, err := fleet.OpenLayout(a.dir)
 	if err != nil {
-		return err
-	}
-	if err := o.check(l); err != nil {
 		return err
 	}
 	o.ca.pass.prepare()
@@ -112,18 +109,6 @@ func (a *app) startRollover(ctx context.Context, c *admin.Client, o *rollover) e
 		return err
 	}
 	return emitOne(a, r, func() { a.sayStarted(&r, c.Running()) })
-}
-
-// check refuses what would fail halfway.
-func (o *rollover) check(l *fleet.Layout) error {
-	if l.Config.Fleet.Trial && o.rootCA == "" && o.what.Roots {
-		_, set, err := l.Anchors()
-		if err != nil {
-			return err
-		}
-		o.rootCA = l.CADir(strings.ToLower(pki.RootLabel(set.Standby)))
-	}
-	return nil
 }
 
 func (a *app) sayStarted(r *admin.Rollover, running bool) {
@@ -247,70 +232,44 @@ func (a *app) moveRoots(ctx context.Context, c *admin.Client, l *fleet.Layout, o
 	if err != nil {
 		return false, err
 	}
-	if set.Sequence < r.ToAnchors {
-		if o.rootCA == "" {
-			return true, a.askRoots(l, r)
-		}
-		cose, err := a.nextAnchors(l, o, set, r.ToAnchors)
-		if err != nil {
-			return false, err
-		}
-		if err := c.RolloverAnchors(ctx, cose); err != nil {
-			return false, err
-		}
+	if set.Sequence < r.ToAnchors && o.rootCA == "" && !l.Config.Fleet.Trial {
+		return true, a.askRoots(l, r)
 	}
-	return false, a.moveLeaves(ctx, c, o, r)
+	roots := rootCAs{o: o, open: map[string]*fleet.CA{}}
+	if set.Sequence < r.ToAnchors {
+		err = a.moveAnchors(ctx, c, l, &roots, set, r.ToAnchors)
+	}
+	if err == nil {
+		err = a.moveLeaves(ctx, c, &roots, r)
+	}
+	return false, errors.Join(err, roots.close())
 }
 
-// nextAnchors makes the new root and signs {standby, new root} with the standby root.
-func (a *app) nextAnchors(l *fleet.Layout, o *rollover, set *pki.AnchorSet, sequence uint64) ([]byte, error) {
+// moveAnchors signs {standby, new root} with the standby root, and has the server take it up.
+func (a *app) moveAnchors(ctx context.Context, c *admin.Client, l *fleet.Layout, roots *rootCAs, set *pki.AnchorSet, sequence uint64) error {
 	label, err := pki.NextRootLabel(pki.RootLabel(set.Standby))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	ca, err := a.standbyCA(l, o, set.Standby)
+	ca, err := roots.of(l, set.Standby)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	cose, err := a.signNext(l, o, ca, label, set, sequence)
-	return cose, errors.Join(err, ca.Close())
-}
-
-func (a *app) signNext(l *fleet.Layout, o *rollover, ca *fleet.CA, label string, set *pki.AnchorSet, sequence uint64) ([]byte, error) {
-	dir := o.newRoot
-	pass := func() ([]byte, error) { return o.ca.pass.fresh(dir) }
-	if dir == "" { // a trial fleet
-		dir, pass = l.CADir(strings.ToLower(label)), nil
+	root, err := roots.next(l, label)
+	if err != nil {
+		return err
 	}
 	cfg := &l.Config.Fleet
-	name := pki.Name{Organisation: cfg.Organisation, Country: cfg.Country}
-	root, err := fleet.MakeRoot(dir, label, name, l.FleetID(), pass, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	return ca.SignAnchors(&pki.AnchorSet{Fleet: l.FleetID(), Sequence: sequence, InUse: set.Standby, Standby: root,
+	cose, err := ca.SignAnchors(&pki.AnchorSet{Fleet: l.FleetID(), Sequence: sequence, InUse: set.Standby, Standby: root,
 		Port: cfg.Port, Domains: cfg.Domains}, time.Now())
-}
-
-// standbyCA opens the directory of the standby root, and no other.
-func (a *app) standbyCA(l *fleet.Layout, o *rollover, standby *x509.Certificate) (*fleet.CA, error) {
-	s := signer{dir: o.rootCA, pass: o.ca.pass}
-	ca, err := s.open(l, "")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	root, err := ca.Root()
-	if err == nil && !bytes.Equal(root.Raw, standby.Raw) {
-		err = fmt.Errorf("%s is root %s: the next set is signed by the standby root, %s: nothing was signed", o.rootCA, pki.RootLabel(root), pki.RootLabel(standby))
-	}
-	if err != nil {
-		return nil, errors.Join(err, ca.Close())
-	}
-	return ca, nil
+	return c.RolloverAnchors(ctx, cose)
 }
 
 // moveLeaves issues what is not served under the right root yet.
-func (a *app) moveLeaves(ctx context.Context, c *admin.Client, o *rollover, r *admin.Rollover) error {
+func (a *app) moveLeaves(ctx context.Context, c *admin.Client, roots *rootCAs, r *admin.Rollover) error {
 	l, err := fleet.OpenLayout(a.dir)
 	if err != nil {
 		return err
@@ -327,33 +286,64 @@ func (a *app) moveLeaves(ctx context.Context, c *admin.Client, o *rollover, r *a
 		if have.Equal(want) {
 			continue
 		}
-		if err := a.moveLeaf(l, o, d, want); err != nil {
+		ca, err := roots.of(l, want)
+		if err == nil {
+			_, err = issueLeaf(l, ca, d)
+		}
+		if err != nil {
 			return fmt.Errorf("%s is not served under root %s yet: %w", d, pki.RootLabel(want), err)
 		}
 	}
 	return c.Reload(ctx)
 }
 
-func (a *app) moveLeaf(l *fleet.Layout, o *rollover, domain string, root *x509.Certificate) error {
-	dir := o.rootCA
-	if l.Config.Fleet.Trial {
-		dir = l.CADir(strings.ToLower(pki.RootLabel(root)))
+// rootCAs are the directories of broker roots that are open: each passphrase is asked for
+// once.
+type rootCAs struct {
+	o    *rollover
+	open map[string]*fleet.CA // by directory
+}
+
+// of gives the CA of a root: in a trial fleet the one beside it, else the one in --ca-b.
+func (v *rootCAs) of(l *fleet.Layout, root *x509.Certificate) (*fleet.CA, error) {
+	label := pki.RootLabel(root)
+	dir := v.o.rootCA
+	if dir == "" && l.Config.Fleet.Trial {
+		dir = l.CADir(strings.ToLower(label))
 	}
 	if dir == "" {
-		return fmt.Errorf("its key is not here\nhint: hawser ca issue-broker --root %s --domain %s", strings.ToLower(pki.RootLabel(root)), domain)
+		return nil, fmt.Errorf("its key is not here\nhint: hawser ca issue-broker --root %s", strings.ToLower(label))
 	}
-	s := signer{dir: dir, pass: o.ca.pass}
-	ca, err := s.open(l, "")
-	if err != nil {
-		return err
+	ca := v.open[dir]
+	if ca == nil {
+		s := signer{dir: dir, pass: v.o.ca.pass}
+		var err error
+		if ca, err = s.open(l, ""); err != nil {
+			return nil, err
+		}
+		v.open[dir] = ca
 	}
 	have, err := ca.Root()
 	if err == nil && !have.Equal(root) {
-		err = fmt.Errorf("%s is root %s\nhint: hawser ca issue-broker --root %s --domain %s --ca DIR", dir, pki.RootLabel(have),
-			strings.ToLower(pki.RootLabel(root)), domain)
+		err = fmt.Errorf("%s is root %s, and root %s is needed: nothing was signed\nhint: --ca-b names its directory", dir, pki.RootLabel(have), label)
 	}
-	if err == nil {
-		_, err = issueLeaf(l, ca, domain)
+	return ca, err
+}
+
+// next gives the root that becomes the standby.
+func (v *rootCAs) next(l *fleet.Layout, label string) (*x509.Certificate, error) {
+	dir, pass := v.o.newRoot, func() ([]byte, error) { return v.o.ca.pass.fresh(v.o.newRoot) }
+	if dir == "" { // a trial fleet
+		dir, pass = l.CADir(strings.ToLower(label)), nil
 	}
-	return errors.Join(err, ca.Close())
+	cfg := &l.Config.Fleet
+	return fleet.MakeRoot(dir, label, pki.Name{Organisation: cfg.Organisation, Country: cfg.Country}, l.FleetID(), pass, time.Now())
+}
+
+func (v *rootCAs) close() error {
+	var errs []error
+	for _, ca := range v.open {
+		errs = append(errs, ca.Close())
+	}
+	return errors.Join(errs...)
 }

@@ -25,8 +25,8 @@ const kindAnchors = "anchors"
 func generationBase(n uint32) string { return "device-" + strconv.FormatUint(uint64(n), 10) }
 
 // MakeGeneration gives the certificate of device CA n. If it is not there, it is made in
-// a directory that holds number n-1. uri says where its key is to be, "" means like that
-// of number n-1: see keyLike.
+// a directory that holds number n-1. uri says where its key is to be; "" means that it is
+// kept like that of number n-1: see keyLike.
 func (c *CA) MakeGeneration(n uint32, uri string, now time.Time) (*x509.Certificate, error) {
 	base := generationBase(n)
 	if _, err := os.Stat(filepath.Join(c.dir, base+certSuffix)); err == nil {
@@ -43,7 +43,7 @@ func (c *CA) MakeGeneration(n uint32, uri string, now time.Time) (*x509.Certific
 	if have, err := pki.Generation(newest.Cert); err != nil || uint32(have)+1 != n {
 		return nil, errors.Join(fmt.Errorf("%s holds device CA %d, so it cannot make number %d", c.dir, have, n), err)
 	}
-	key, err := c.newKey(base, uri)
+	key, err := c.generationKey(base, uri)
 	if err != nil {
 		return nil, err
 	}
@@ -58,58 +58,29 @@ func (c *CA) MakeGeneration(n uint32, uri string, now time.Time) (*x509.Certific
 	return i.Cert, nil
 }
 
-// newKey makes the key of the CA called base where uri says, "" means like the newest
-// device CA's.
-func (c *CA) newKey(base, uri string) (crypto.Signer, error) {
+// generationKey makes the key of the CA called base where uri says, or opens the one that
+// an attempt before has left there.
+func (c *CA) generationKey(base, uri string) (crypto.Signer, error) {
 	if uri == "" {
 		return c.keyLike(c.newest, base)
 	}
-	return c.makeKey(base, uri)
-}
-
-// makeKey makes the key of the CA called base, or opens the one that an attempt before
-// has left there.
-func (c *CA) makeKey(base, uri string) (crypto.Signer, error) {
 	u, err := pki.ParseKeyURI(uri)
+	if err == nil && !u.OnToken() && !filepath.IsAbs(u.Path) {
+		err = fmt.Errorf("%s: file: is not followed by an absolute path", uri)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := durable.WriteFile(filepath.Join(c.dir, base+uriSuffix), []byte(u.String()+"\n"), 0o600); err != nil {
-		return nil, err
-	}
-	if u, err = caURI(c.dir, base); err != nil {
-		return nil, err
-	}
-	slot := c.slot(&u)
-	ask := func() ([]byte, error) { return c.askOnce(slot, &u) }
-	clear, err := c.allInClear()
+	again, err := c.note(base, &u)
 	if err != nil {
 		return nil, err
 	}
-	create := ask
-	if !u.OnToken() && clear {
-		create = nil // a trial fleet
-	}
-	key, err := pki.CreateKey(u.String(), create)
-	if errors.Is(err, fs.ErrExist) || errors.Is(err, pki.ErrKeyThere) {
+	ask := func() ([]byte, error) { return c.askOnce(c.slot(&u), &u) }
+	key, err := pki.CreateKey(u.String(), ask)
+	if again && (errors.Is(err, fs.ErrExist) || errors.Is(err, pki.ErrKeyThere)) {
 		return pki.OpenKey(u.String(), ask)
 	}
 	return key, err
-}
-
-// allInClear reports whether every key of this directory is a file in the clear.
-func (c *CA) allInClear() (bool, error) {
-	bases, err := caBases(c.dir)
-	for _, base := range bases {
-		u, err := caURI(c.dir, base)
-		if err != nil {
-			return false, err
-		}
-		if kept, err := keeping(u); err != nil || kept != KeptInClear {
-			return false, err
-		}
-	}
-	return err == nil, err
 }
 
 func subjectOf(ca *x509.Certificate) (n pki.Name) {

@@ -38,7 +38,7 @@ type Resigned struct {
 type resigning struct {
 	ca      *CA
 	issuer  *pki.Issuer
-	older   []*x509.Certificate // uncompromised device CAs before the new one
+	older   pki.DeviceCAs // uncompromised, before the new one
 	flashed Flashed
 	now     time.Time
 }
@@ -60,7 +60,7 @@ func (c *CA) Resigner(n uint32, flashed Flashed, now time.Time) (func([]Resign) 
 	if err != nil {
 		return nil, err
 	}
-	r := &resigning{ca: c, issuer: issuer, flashed: flashed, now: now}
+	var older []*x509.Certificate
 	for g := uint32(1); g < n; g++ {
 		bad, err := c.Compromised(g)
 		if err != nil {
@@ -77,8 +77,13 @@ func (c *CA) Resigner(n uint32, flashed Flashed, now time.Time) (func([]Resign) 
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", generationBase(g), err)
 		}
-		r.older = append(r.older, ca)
+		older = append(older, ca)
 	}
+	checked, err := pki.CheckDeviceCAs(older)
+	if err != nil {
+		return nil, err
+	}
+	r := &resigning{ca: c, issuer: issuer, older: checked, flashed: flashed, now: now}
 	return r.part, nil
 }
 
@@ -161,7 +166,7 @@ func (r *resigning) vouch(d *Resign, csr *pki.CSR, key string) (string, error) {
 	if d.Old == nil {
 		return "", errors.New("no journal of this safe has this id with this key, and no older certificate came along")
 	}
-	name, _, old, err := pki.VerifyDeviceLeaf(d.Old, r.older)
+	name, _, old, err := r.older.Verify(d.Old)
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("no journal of this safe has this id with this key, and its older certificate does not count: %v", err)

@@ -21,15 +21,7 @@ func VerifyDeviceLeaf(der []byte, cas []*x509.Certificate) (identity.ID, int, *x
 	if err != nil {
 		return 0, 0, nil, err
 	}
-	id, err := identity.ParseID(leaf.Subject.CommonName)
-	if err != nil {
-		return 0, 0, nil, err
-	}
-	gen, err := Generation(ca)
-	if err != nil {
-		return 0, 0, nil, err
-	}
-	return id, gen, leaf, nil
+	return deviceLeaf(leaf, ca)
 }
 
 // VerifyServiceLeaf is the same for a service; it returns the service's name.

@@ -264,13 +264,16 @@ func (b *backend) rolloverCertificates(r *http.Request) (any, error) {
 // verifyResigned holds each certificate against the new CA and its device's name, on all
 // cores. Its key the registry compares with the one it has stored.
 func (b *backend) verifyResigned(in []admin.Resigned, generation uint32) ([]registry.Certificate, [][32]byte, error) {
-	cas := b.layout.Trust().DeviceCAs
+	cas, err := pki.CheckDeviceCAs(b.layout.Trust().DeviceCAs)
+	if err != nil {
+		return nil, nil, err
+	}
 	rows, keys := make([]registry.Certificate, len(in)), make([][32]byte, len(in))
-	err := onAllCores(len(in), func(i int) error {
+	err = onAllCores(len(in), func(i int) error {
 		if in[i].Refused != "" {
 			return nil
 		}
-		id, n, cert, err := pki.VerifyDeviceLeaf(in[i].Certificate, cas)
+		id, n, cert, err := cas.Verify(in[i].Certificate)
 		switch {
 		case err != nil:
 			return admin.Errorf(admin.Invalid, "%s: %v", in[i].ID, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -93,7 +94,10 @@ func (r *rig) nextSet() []byte {
 
 func (r *rig) reroot(v *admin.Rollover) {
 	r.t.Helper()
-	r.ok(r.api.RolloverAnchors(r.t.Context(), r.nextSet()))
+	if _, set, err := r.srv.Layout().Anchors(); err != nil || set.Sequence < v.ToAnchors {
+		r.ok(err)
+		r.ok(r.api.RolloverAnchors(r.t.Context(), r.nextSet()))
+	}
 	l, err := fleet.OpenLayout(r.dir)
 	r.ok(err)
 	for _, d := range l.Config.Fleet.Domains {
@@ -146,6 +150,7 @@ func (k *kit) on() {
 	k.r.t.Helper()
 	addr := k.r.srv.Addr().String()
 	d, err := device.New(device.Config{Certificate: k.cert, Anchors: k.set, Store: k.store, BackoffMin: 5 * time.Millisecond, BackoffMax: 50 * time.Millisecond,
+		Log: slog.New(slog.DiscardHandler),
 		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, addr)
 		}})
@@ -302,6 +307,39 @@ func TestAbortLocksNobodyOut(t *testing.T) {
 	r.ok(err)
 }
 
+// TestAbortOfRoots: who has taken the new roots goes on with them, who has not is not sent
+// them any more, and both are let in. The next start takes up the set that is there.
+func TestAbortOfRoots(t *testing.T) {
+	r := serve(t, makeFleet(t, twoDomains))
+	moved, late := r.unit("ABCD0001"), r.unit("ABCD0002")
+	moved.on()
+	r.roll(admin.What{Roots: true})
+	r.proven(1)
+	_, err := r.api.AbortRollover(t.Context())
+	r.ok(err)
+	late.on()
+	online := func(k *kit) {
+		until(t, k.id.String()+" to be online", func() bool {
+			d, err := r.api.Device(t.Context(), k.id)
+			r.ok(err)
+			return *d.Online
+		})
+	}
+	online(late)
+	moved.off()
+	moved.on()
+	online(moved)
+	if v, err := r.api.Rollover(t.Context(), 0); err != nil || v.OldestAnchors != 1 {
+		t.Errorf("after the abort a device was sent set %d, %v", v.OldestAnchors, err)
+	}
+	if again := r.roll(admin.What{Roots: true}); again.ToAnchors != 2 {
+		t.Errorf("the next rollover goes to set %d", again.ToAnchors)
+	}
+	r.proven(2)
+	_, err = r.api.RetireRollover(t.Context(), nil)
+	r.ok(err)
+}
+
 // TestSleeperComesHome: a device that slept through two moves of the roots pins {A, B}. It
 // finds the rescue domain, and takes the sets one after the other.
 func TestSleeperComesHome(t *testing.T) {
@@ -327,6 +365,46 @@ func TestSleeperComesHome(t *testing.T) {
 		r.ok(err)
 		return v.OldestAnchors == 3
 	})
+}
+
+// TestTrustAndRegistryAgree: a crash between registry and files is mended at the next start,
+// an older registry beside newer files is refused.
+func TestTrustAndRegistryAgree(t *testing.T) {
+	r := serve(t, makeFleet(t))
+	k := r.unit("ABCD0001")
+	path := filepath.Join(r.dir, "server", "device-cas.crt")
+	one, err := os.ReadFile(path)
+	r.ok(err)
+	r.roll(admin.What{Generation: true})
+	both, err := os.ReadFile(path)
+	r.ok(err)
+	for _, text := range [][]byte{one, both[len(one):]} {
+		r.stop()
+		r.ok(os.WriteFile(path, text, 0o644))
+		if text := string(text); text == string(one) { // cut off before the file was written
+			r.start()
+			if n := len(r.srv.Layout().Trust().DeviceCAs); n != 2 {
+				t.Errorf("%d device CAs after the start", n)
+			}
+			continue
+		}
+		if _, err := Start(t.Context(), r.config()); err == nil || !strings.Contains(err.Error(), "no device CA 1") {
+			t.Errorf("an older registry beside newer files: %v", err)
+		}
+	}
+	r.ok(os.WriteFile(path, both, 0o644))
+	r.start()
+	k.on()
+	r.proven(1)
+	k.off()
+	_, err = r.api.RetireRollover(t.Context(), nil)
+	r.ok(err)
+	r.stop()
+	r.ok(os.WriteFile(path, both, 0o644)) // cut off after the registry knew
+	r.start()
+	if n := len(r.srv.Layout().Trust().DeviceCAs); n != 1 {
+		t.Errorf("%d device CAs after the retire", n)
+	}
 }
 
 // TestEmergencyDuringARollover: the roots move while the fleet is on its way to another

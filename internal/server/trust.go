@@ -16,8 +16,8 @@ const bySystem = "hawser"
 
 // matchTrust makes registry and files agree on device CAs and anchor sets. They are
 // changed one after the other, so a crash leaves one ahead: what one of them has and the
-// other does not know yet is taken over, what contradicts is refused by name. A
-// generation that the registry retired is taken out of device-cas.crt.
+// other does not know yet is taken over, what contradicts is refused by name: an older
+// registry would let a retired generation in again. A generation that the registry retired is taken out of device-cas.crt.
 func matchTrust(ctx context.Context, l *fleet.Layout, r *registry.Registry) error {
 	return errors.Join(matchGenerations(ctx, l, r), matchAnchors(ctx, l, r))
 }
@@ -31,14 +31,14 @@ func matchGenerations(ctx context.Context, l *fleet.Layout, r *registry.Registry
 	for _, g := range known {
 		byNumber[g.Number] = g
 	}
-	changed, inFile := false, map[uint32]bool{}
+	changed, inFile, newest := false, map[uint32]bool{}, uint32(0)
 	for _, ca := range l.Trust().DeviceCAs {
 		n, err := pki.Generation(ca)
 		if err != nil {
 			return err
 		}
 		number := uint32(n)
-		inFile[number] = true
+		inFile[number], newest = true, max(newest, number)
 		g, ok := byNumber[number]
 		switch {
 		case !ok:
@@ -53,7 +53,14 @@ func matchGenerations(ctx context.Context, l *fleet.Layout, r *registry.Registry
 		}
 	}
 	for _, g := range known {
-		changed = changed || g.Active && !inFile[g.Number]
+		if !g.Active || inFile[g.Number] {
+			continue
+		}
+		if g.Number < newest { // a retired one goes out of the registry first
+			return fmt.Errorf("device-cas.crt has no device CA %d, whose certificates the registry accepts: one of the two is older\n"+
+				"hint: restore both from the same backup", g.Number)
+		}
+		changed = true
 	}
 	if !changed {
 		return nil
