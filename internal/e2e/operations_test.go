@@ -28,7 +28,9 @@ func TestOperationsRehearsal(t *testing.T) {
 	}
 	s.run(blocks[0])
 	s.run(fmt.Sprintf("sed -i 's/127.0.0.1:9883/127.0.0.1:%s/' fleet/hawser.toml", s.metrics))
-	s.background(strings.TrimSpace(blocks[1]))
+	firmware, qemu, _ := strings.Cut(strings.TrimSpace(blocks[1]), "\n")
+	s.run(firmware)
+	s.background(qemu)
 	s.until("the debug server", func() bool {
 		c, err := net.Dial("tcp", "127.0.0.1:"+debug)
 		if err != nil {
@@ -42,11 +44,11 @@ func TestOperationsRehearsal(t *testing.T) {
 			t.Errorf("bench day does not say %q:\n%s", want, bench)
 		}
 	}
-	if out := s.run(blocks[3]); !strings.Contains(out, "generation 2") {
-		t.Errorf("rollover day does not say that generation 2 is there:\n%s", out)
+	if out := s.run(blocks[3]); !strings.Contains(out, "rollover 1 is over: 0 devices moved, 1 left behind") {
+		t.Errorf("rollover day does not end as it should:\n%s", out)
 	}
 	stolen := s.run(blocks[4])
-	for _, want := range []string{"station line1 revoked", "ca.emergency", "device.revoke"} {
+	for _, want := range []string{"station line1 revoked", "1 device revoked", "anchor set   1 -> 2", "device.revoke", "station.revoke"} {
 		if !strings.Contains(stolen, want) {
 			t.Errorf("the day a key is stolen does not say %q:\n%s", want, stolen)
 		}

@@ -138,7 +138,10 @@ func (tx *Tx) SaveAnchors(id identity.ID, sequence, pending uint64) error {
 	if err == nil && n == 0 {
 		err = fmt.Errorf("device %s: %w", id, ErrNotFound)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return tx.caughtUp(id, AheadAnchors, "")
 }
 
 // bornPKI notes the set that a new device pins: the newest one.

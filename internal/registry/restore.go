@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"hawser/internal/identity"
@@ -115,6 +116,12 @@ func (tx *Tx) noteIfRestored(a Ahead) error {
 		return err
 	}
 	return tx.NoteAhead(a)
+}
+
+// AnchorsAhead notes that a device says that it uses an anchor set that is not here: in a
+// registry that was restored, for in any other it is a lie.
+func (tx *Tx) AnchorsAhead(id identity.ID, sequence uint64, at time.Time) error {
+	return tx.noteIfRestored(Ahead{Device: id, Kind: AheadAnchors, Detail: strconv.FormatUint(sequence, 10), At: at})
 }
 
 // caughtUp forgets that a device knows more of a kind. detail "" is any.

@@ -104,6 +104,7 @@ func TestAhead(t *testing.T) {
 	who := identity.DevicePrincipal(id)
 	must(t, r, enrol(id))
 	must(t, r, func(tx *Tx) error { return tx.ConfigApplied(id, 9, 0, "", time.Now()) })
+	must(t, r, func(tx *Tx) error { return tx.AnchorsAhead(id, 2, time.Now()) })
 	if n, err := r.AheadCount(t.Context()); n != 0 || err != nil {
 		t.Fatalf("in a registry that was never restored %d devices are ahead: %v", n, err)
 	}
@@ -131,6 +132,10 @@ func TestAhead(t *testing.T) {
 	must(t, c, func(tx *Tx) error {
 		return tx.FinishCommand("device", CommandRef{Device: id, CID: cid}, Outcome{State: CommandAnswered, At: time.Now()})
 	})
+	expectAhead(t, c, "")
+	must(t, c, func(tx *Tx) error { return tx.AnchorsAhead(id, 2, time.Now()) })
+	expectAhead(t, c, "anchors")
+	must(t, c, func(tx *Tx) error { return tx.SaveAnchors(id, 1, 0) })
 	expectAhead(t, c, "")
 	refused(t, c, ErrNotFound, func(tx *Tx) error {
 		return tx.NoteAhead(Ahead{Device: 1, Kind: AheadAnchors, Detail: "2", At: time.Now()})

@@ -3,6 +3,7 @@ package rollover
 import (
 	"fmt"
 	"strings"
+	"time"
 	"unicode"
 
 	"hawser/internal/identity"
@@ -24,13 +25,14 @@ func (s *Service) Report(id identity.ID, payload []byte) error {
 	last := s.last[id]
 	newest := s.newest
 	s.mu.Unlock()
+	if m.Anchors > newest {
+		s.save(id, func(tx *registry.Tx) error { return tx.AnchorsAhead(id, m.Anchors, time.Now()) })
+	}
 	switch why := s.contradiction(&m, last, newest); {
 	case why != "":
 		s.failed(id, why)
 	case m.State == message.PKIRefused:
 		s.failed(id, "refused: "+clean(m.Text))
-	case m.State == message.PKIInstalled && m.Text != "":
-		s.progress(id, registry.ProgressInstalled, "not used yet: "+clean(m.Text))
 	case m.State == message.PKIInstalled:
 		why := ""
 		if m.Text != "" { // it tried, and will try again

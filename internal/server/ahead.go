@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
@@ -39,6 +40,9 @@ func (s *Server) unimported(der []byte) (*registry.Certificate, error) {
 
 func unimported(ctx context.Context, reg *registry.Registry, trust pki.Trust, der []byte) (*registry.Certificate, error) {
 	id, generation, cert, err := pki.VerifyDeviceLeaf(der, trust.DeviceCAs)
+	if errors.Is(err, pki.ErrIssuer) {
+		id, generation, cert, err = stationLeaf(ctx, reg, trust, der)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -71,6 +75,33 @@ func unimported(ctx context.Context, reg *registry.Registry, trust pki.Trust, de
 		return nil, fmt.Errorf("device %s: %w", id, registry.ErrKey)
 	}
 	return &c, nil
+}
+
+// stationLeaf is pki.VerifyDeviceLeaf for what a station of this registry has signed.
+func stationLeaf(ctx context.Context, reg *registry.Registry, trust pki.Trust, der []byte) (identity.ID, int, *x509.Certificate, error) {
+	stations, err := reg.Stations(ctx)
+	if err != nil {
+		return 0, 0, nil, err
+	}
+	for _, s := range stations {
+		if s.State != registry.StationActive {
+			continue
+		}
+		certs, err := reg.StationCertificates(ctx, s.Name)
+		if err != nil {
+			return 0, 0, nil, err
+		}
+		for _, c := range certs {
+			_, generation, station, err := pki.VerifyStationCA(c.DER, trust.DeviceCAs)
+			if err != nil {
+				continue // of a generation that was retired
+			}
+			if id, cert, err := pki.VerifyStationLeaf(der, station); err == nil {
+				return id, generation, cert, nil
+			}
+		}
+	}
+	return 0, 0, nil, pki.ErrIssuer
 }
 
 // proven is broker.Config.Proven: the holder has shown that the key is its own.

@@ -364,7 +364,6 @@ func (s *Server) openBroker(ctx context.Context) error {
 
 // admitted is broker.Config.Admitted.
 func (s *Server) admitted(who identity.Principal, fingerprint [32]byte, _ string, leaf *x509.Certificate) {
-	s.renewals.admitted(who, fingerprint)
 	if id, ok := who.ID(); ok {
 		s.roll.Admitted(id, fingerprint, leaf)
 		return
