@@ -18,7 +18,7 @@ const maxJobs = 64
 // afterwards, unless that connection is gone: then the server sends it again.
 type job struct {
 	from     *session
-	packetID uint16 // 0: QoS 0
+	packetID uint16 // 0: QoS 0, or acknowledged already
 	topic    string // beginning with "d/"
 	payload  []byte
 }
@@ -81,7 +81,7 @@ func (d *Device) work(ctx context.Context) {
 		j := d.jobs[0]
 		d.jobs = d.jobs[1:]
 		d.mu.Unlock()
-		if err := d.do(ctx, j); err != nil {
+		if err := d.do(ctx, &j); err != nil {
 			d.abandon(j.from, err)
 			continue
 		}
@@ -89,12 +89,14 @@ func (d *Device) work(ctx context.Context) {
 	}
 }
 
-func (d *Device) do(ctx context.Context, j job) error {
+func (d *Device) do(ctx context.Context, j *job) error {
 	switch j.topic {
 	case "d/cmd":
 		return d.command(ctx, j.payload)
 	case "d/cfg":
 		d.configure(ctx, j.payload)
+	case "d/pki":
+		d.offered(j)
 	case "d/time":
 		d.setTime(j.from, j.payload)
 	default:

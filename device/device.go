@@ -8,6 +8,8 @@
 //     it was not. A full queue refuses (ErrQueueFull) and never drops.
 //   - A command runs at most once in the life of the device: its number is on disk
 //     before the handler starts.
+//   - A new certificate or anchor set is stored beside the old, and in use once a server has
+//     let the device in with it. The last certificate that worked is never given up.
 //   - Run never gives up, and a server that comes back is not stormed.
 //
 // One device costs one goroutine while it is idle: thousands fit into one process.
@@ -24,6 +26,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -64,20 +67,27 @@ type Value = message.Value
 // ValueOf encodes v, which is anything that fxamacker/cbor can marshal.
 func ValueOf(v any) (Value, error) { return message.ValueOf(v) }
 
-// Config is what a device is made of. Servers, Certificate, Roots and Store are required;
-// Load fills in the last three.
+// Config is what a device is made of. Certificate, Store, and Anchors or both Servers and
+// Roots are required; Load fills in all but Servers.
 type Config struct {
 	// Servers are tried in this order at each attempt: "name" or "name:port", port 8883 by
 	// default. The name is looked up and must be a dNSName in the server's certificate.
+	// None: the domains of the anchor set in use.
 	Servers []string
 
 	// Certificate is the device's own, with its P-256 key. Its CN is the device id.
 	Certificate tls.Certificate
 
-	// Roots are the pinned broker roots, one or two.
+	// Anchors is the signed anchor set that the device was provisioned with. Its two roots
+	// are pinned, until the server has sent a later set; see Store.
+	Anchors []byte
+
+	// Roots are the pinned broker roots, one or two; with Anchors, those of the set, or none.
+	// Without Anchors they are pinned for ever.
 	Roots []*x509.Certificate
 
-	// Store keeps the highest command number and the time floor across restarts.
+	// Store keeps across restarts the highest command number and the time floor, and what the
+	// server has sent: certificates and anchor sets, in use and still to be proven.
 	Store Store
 
 	// What u/hello says, each at most 256 bytes: product class, firmware version, hash of
@@ -127,9 +137,10 @@ type Config struct {
 	Log *slog.Logger // nil: slog.Default
 }
 
-// Load reads device.crt, device.key and ca.crt from dir, and opens the store dir/state. The
-// caller sets Servers and what else the device needs. A key file that others may read
-// is refused.
+// Load reads device.crt, device.key, ca.crt and, if it is there, anchors.cose from dir, and
+// opens the store dir/state. The caller sets what else the device needs: Servers, if there
+// are no anchors or a server is to be reached under other names. A key file that others may
+// read is refused.
 func Load(dir string) (Config, error) {
 	keyFile := filepath.Join(dir, "device.key")
 	if err := durable.CheckPrivate(keyFile); err != nil {
@@ -147,11 +158,15 @@ func Load(dir string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("%s: %w", filepath.Join(dir, "ca.crt"), err)
 	}
+	anchors, err := os.ReadFile(filepath.Join(dir, "anchors.cose"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Config{}, err
+	}
 	store, err := OpenFileStore(filepath.Join(dir, "state"))
 	if err != nil {
 		return Config{}, err
 	}
-	return Config{Certificate: cert, Roots: roots, Store: store}, nil
+	return Config{Certificate: cert, Roots: roots, Anchors: anchors, Store: store}, nil
 }
 
 // ParseRoots reads one or two PEM certificates, and nothing else.
@@ -195,8 +210,12 @@ type Device struct {
 	version mqtt.Version
 	workers sync.WaitGroup
 
-	stateMu sync.Mutex // held while the store writes
+	born    birth
+	refused int // attempts in a row that were turned away with the certificate in use; the connecting goroutine's
+
+	stateMu sync.Mutex // held while the store writes; taken before mu
 	state   state      // guarded by stateMu, as in cfg.Store
+	pki     *pkiState  // guarded by stateMu, as in cfg.Store
 
 	mu       sync.Mutex
 	conn     *session    // guarded by mu; nil while offline
@@ -208,33 +227,39 @@ type Device struct {
 	working  bool        // guarded by mu: the worker runs
 	clock    serverTime  // guarded by mu
 	applied  report      // guarded by mu
+	trial    trial       // guarded by mu
+	known    standing    // guarded by mu: what the server knows
+	moving   bool        // guarded by mu: the connection is left for another one
 	started  bool        // guarded by mu
 	stopped  bool        // guarded by mu
 }
 
 // New checks cfg and loads the stored state. It does not connect: that is Run.
 func New(cfg Config) (*Device, error) {
-	if len(cfg.Servers) == 0 {
+	if len(cfg.Servers) == 0 && cfg.Anchors == nil {
 		return nil, errors.New("no server to connect to")
 	}
-	if err := checkRoots(cfg.Roots); err != nil {
+	d := &Device{log: cfg.Log, version: mqtt.V5}
+	if d.log == nil {
+		d.log = slog.Default()
+	}
+	if err := d.takeAnchors(&cfg); err != nil {
 		return nil, err
 	}
-	d := &Device{log: cfg.Log, version: mqtt.V5}
 	if err := d.identify(&cfg); err != nil {
 		return nil, err
 	}
+	d.cfg = withDefaults(cfg)
 	var err error
 	if d.state, err = loadState(cfg.Store); err != nil {
+		return nil, err
+	}
+	if err := d.loadPKI(); err != nil {
 		return nil, err
 	}
 	var nonce [8]byte
 	rand.Read(nonce[:])
 	d.nonce = binary.BigEndian.Uint64(nonce[:])
-	d.cfg = withDefaults(cfg)
-	if d.log == nil {
-		d.log = slog.Default()
-	}
 	if cfg.MQTT311 {
 		d.version = mqtt.V311
 	}
@@ -248,6 +273,9 @@ func (d *Device) identify(cfg *Config) error {
 	leaf, err := x509.ParseCertificate(cfg.Certificate.Certificate[0])
 	if err != nil {
 		return fmt.Errorf("the device's certificate: %w", err)
+	}
+	if len(leaf.Raw) > message.MaxCertificate {
+		return fmt.Errorf("the device's certificate of %d bytes is larger than %d", len(leaf.Raw), message.MaxCertificate)
 	}
 	if !isP256(leaf.PublicKey) {
 		return errors.New("the device's certificate has no P-256 key")

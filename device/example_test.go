@@ -12,11 +12,11 @@ import (
 
 // A device in thirty lines: telemetry every ten seconds, and one command.
 func Example() {
-	cfg, err := device.Load("ABCD1234") // what `hawser device add --out ABCD1234` has written
+	// What `hawser device add --out ABCD1234` has written; the servers are those of its anchor set.
+	cfg, err := device.Load("ABCD1234")
 	if err != nil {
 		log.Fatal(err)
 	}
-	cfg.Servers = []string{"mqtt.example.com"}
 	cfg.Class, cfg.Firmware = "sensor", "1.0.0"
 	cfg.Command = func(ctx context.Context, cmd device.Command) (device.Value, error) {
 		if cmd.Name != "uptime" {

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"hawser/internal/message"
 	"hawser/internal/mqtt"
 )
 
@@ -220,7 +221,12 @@ func (p *peer) publish() *mqtt.Publish {
 func (p *peer) gone() {
 	p.t.Helper()
 	for {
-		if _, _, err := p.packet(); err != nil {
+		h, _, err := p.packet()
+		if h.Type == mqtt.DISCONNECT {
+			p.conn.Close() // as a server does
+			return
+		}
+		if err != nil {
 			var timeout net.Error
 			if errors.As(err, &timeout) && timeout.Timeout() {
 				p.t.Fatal("the device is still connected")
@@ -251,22 +257,57 @@ func (p *peer) say(topic string, id uint16, payload []byte) {
 	p.send(m)
 }
 
-// welcome goes through CONNACK, hello and SUBSCRIBE, and gives the hello.
+// welcome goes through CONNACK, hello, the first report of a process and SUBSCRIBE, and gives
+// the hello.
 func (p *peer) welcome(ack *mqtt.Connack) *mqtt.Publish {
 	p.t.Helper()
+	hello, _ := p.welcomeReports(ack)
+	return hello
+}
+
+// welcomeReports gives the reports too.
+func (p *peer) welcomeReports(ack *mqtt.Connack) (hello *mqtt.Publish, reports []message.PKIReport) {
+	p.t.Helper()
 	p.send(ack)
-	hello := p.publish()
+	hello = p.publish()
 	if string(hello.Topic) != "private/"+testID+"/u/hello" || hello.QoS != 1 {
 		p.t.Fatalf("first message is %s at QoS %d", hello.Topic, hello.QoS)
 	}
-	h, body := p.expect(mqtt.SUBSCRIBE)
+	p.ack(hello)
+	for {
+		h, body, err := p.packet()
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		if h.Type == mqtt.SUBSCRIBE {
+			p.subscribed(h, body)
+			return hello, reports
+		}
+		var m mqtt.Publish
+		if h.Type != mqtt.PUBLISH || m.Decode(p.v, h.Flags, body) != nil {
+			p.t.Fatalf("got %v before SUBSCRIBE", h.Type)
+		}
+		p.ack(&m)
+		reports = append(reports, p.report(&m))
+	}
+}
+
+func (p *peer) subscribed(h mqtt.Header, body []byte) {
+	p.t.Helper()
 	var sub mqtt.Subscribe
 	if err := sub.Decode(p.v, h.Flags, body); err != nil || len(sub.Filters) != 1 || sub.Filters[0].Filter != "private/"+testID+"/d/#" {
 		p.t.Fatalf("subscribed to %+v, %v", sub.Filters, err)
 	}
-	p.ack(hello)
 	p.send(&mqtt.Suback{PacketID: sub.PacketID, Codes: []mqtt.ReasonCode{mqtt.GrantedQoS1}})
-	return hello
+}
+
+func (p *peer) report(m *mqtt.Publish) message.PKIReport {
+	p.t.Helper()
+	r, err := message.DecodePKIReport(m.Payload)
+	if err != nil || string(m.Topic) != "private/"+testID+"/u/pki" || m.QoS != 1 || m.Retain {
+		p.t.Fatalf("%s at QoS %d: %v", m.Topic, m.QoS, err)
+	}
+	return r
 }
 
 // start runs a device until the test ends.

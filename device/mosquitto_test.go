@@ -164,7 +164,7 @@ func dialOutside(t *testing.T, cfg Config) error {
 		t.Fatal(err)
 	}
 	raw.Close()
-	conn, _, err := d.dial(ctx, testServer)
+	conn, _, _, err := d.dial(ctx, testServer, d.cfg.Certificate, d.cfg.Roots)
 	if err == nil {
 		conn.Close()
 	}

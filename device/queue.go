@@ -13,9 +13,10 @@ import (
 // outgoing is one message on its way to the server.
 type outgoing struct {
 	mqtt.Publish
-	sent  bool        // at least once, with this packet identifier
-	hello bool        // belongs to one connection only
-	done  func(error) // called once, without a lock; nil for Hawser's own messages
+	sent    bool        // at least once, with this packet identifier
+	own     bool        // Hawser's: not counted against the limit
+	passing bool        // belongs to one connection only
+	done    func(error) // called once, without a lock, if not nil; never for a passing one that is lost
 }
 
 // maxWindow is how many messages may be unacknowledged at the server; more wait here.
@@ -86,8 +87,18 @@ func (d *Device) Pending() int {
 // post queues one of Hawser's own messages at QoS 1. It does not count against the limit:
 // their number is bounded by what the server sends.
 func (d *Device) post(topic string, payload []byte, retain bool) {
-	m := &outgoing{}
-	m.Topic, m.Payload, m.QoS, m.Retain = []byte(d.id.Topic(topic)), payload, 1, retain
+	m := d.ownMessage(topic, payload)
+	m.Retain = retain
+	d.enqueue(m)
+}
+
+func (d *Device) ownMessage(topic string, payload []byte) *outgoing {
+	m := &outgoing{own: true}
+	m.Topic, m.Payload, m.QoS = []byte(d.id.Topic(topic)), payload, 1
+	return m
+}
+
+func (d *Device) enqueue(m *outgoing) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.queue = append(d.queue, m)
@@ -131,10 +142,12 @@ func (d *Device) load(s *session) {
 
 // settle notes what became of m, to be told after the next write. d.mu is held.
 func (d *Device) settle(s *session, m *outgoing, err error) {
+	if !m.own {
+		d.held--
+	}
 	if m.done == nil {
 		return
 	}
-	d.held--
 	s.settled = append(s.settled, outcome{m, err})
 }
 
@@ -153,11 +166,11 @@ func (d *Device) idInUse(id uint16) bool {
 			return true
 		}
 	}
-	for _, m := range d.queue { // those of an earlier connection stand first
-		if !m.sent {
+	for _, m := range d.queue { // those of an earlier connection stand first, after this one's reports
+		if !m.sent && !m.passing {
 			break
 		}
-		if m.PacketID == id {
+		if m.sent && m.PacketID == id {
 			return true
 		}
 	}
@@ -172,7 +185,7 @@ func (d *Device) acked(a *mqtt.Ack) error {
 		d.mu.Unlock()
 		return &mqtt.Error{Code: mqtt.ProtocolError, Text: "PUBACK for what was not sent"}
 	}
-	if m.done != nil {
+	if !m.own {
 		d.held--
 	}
 	d.pump()
@@ -198,18 +211,24 @@ func (d *Device) takeInflight(id uint16) *outgoing {
 	return nil
 }
 
-// adopt makes s the connection: first its hello, then what an earlier one has not got
-// acknowledged, in order, then the rest.
+// adopt makes s the connection: first its hello and what it has proved, then what an
+// earlier one has not got acknowledged, in order, then the rest. The server learns what
+// is in use before SUBSCRIBE, at which it decides what to offer.
 func (d *Device) adopt(s *session) {
-	hello := &outgoing{hello: true}
-	hello.Topic, hello.Payload, hello.QoS = []byte(d.id.Topic("u/hello")), d.hello(), 1
+	hello := d.ownMessage("u/hello", d.hello())
+	hello.passing = true
+	first := append([]*outgoing{hello}, d.reportMessages()...)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	hello.PacketID, hello.sent = d.nextID(), true
 	d.conn = s
-	s.out = mqtt.AppendPublish(s.out, d.version, &hello.Publish)
+	for len(first) > 0 && len(d.inflight) < s.window {
+		m := first[0]
+		m.PacketID, m.sent = d.nextID(), true
+		s.out = mqtt.AppendPublish(s.out, d.version, &m.Publish)
+		d.inflight, first = append(d.inflight, m), first[1:]
+	}
+	d.queue = append(first, d.queue...)
 	s.subscribe(d.nextID())
-	d.inflight = append(d.inflight, hello)
 	d.pump()
 }
 
@@ -222,11 +241,16 @@ func (d *Device) orphan(s *session) {
 	}
 	back := make([]*outgoing, 0, len(d.inflight)+len(d.queue))
 	for _, m := range d.inflight {
-		if !m.hello {
+		if !m.passing {
 			back = append(back, m)
 		}
 	}
-	d.queue = append(back, d.queue...)
+	for _, m := range d.queue {
+		if !m.passing {
+			back = append(back, m)
+		}
+	}
+	d.queue = back
 	d.inflight = nil
 	settled := s.settled
 	s.settled = nil

@@ -2,6 +2,7 @@ package device
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -23,6 +24,16 @@ const (
 	flushAt        = 16 << 10
 	sessionExpiry  = 30 * 24 * 3600 // seconds that the server keeps the session
 	receiveMaximum = 16             // messages of the server on their way to handlers
+)
+
+// stage is how far an attempt came.
+type stage byte
+
+const (
+	unreached  stage = iota // no TLS handshake began, or the server has no time at present
+	untrusted               // the handshake failed: the server is not what is pinned, or wants something else
+	turnedAway              // the server is right, and gave no CONNACK or one that refuses this device
+	letIn
 )
 
 // session is one connection. Its reader is the goroutine of Run; whoever has something to
@@ -79,6 +90,10 @@ func (d *Device) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
+		if d.moved() {
+			round = -1
+			continue
+		}
 		wait := backoff(round, d.cfg.BackoffMin, d.cfg.BackoffMax)
 		d.log.Warn("not connected", "device", d.id, "error", err, "retry", wait)
 		pause(ctx, wait)
@@ -107,31 +122,63 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// connectAny tries one server after the other. It works on a goroutine of its own: the
-// handshake grows the stack, which the reader would keep for the life of the connection.
+// connectAny works on a goroutine of its own: the handshake grows the stack, which the
+// reader would keep for the life of the connection.
 func (d *Device) connectAny(ctx context.Context) (s *session, server string, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		var all error
-		for _, server = range d.cfg.Servers {
-			if s, err = d.connect(ctx, server); err == nil {
-				return
-			}
-			all = errors.Join(all, fmt.Errorf("%s: %w", server, err))
-		}
-		err = all
+		s, server, err = d.tryPlans(ctx)
 	}()
 	<-done
 	return s, server, err
 }
 
-func (d *Device) connect(ctx context.Context, server string) (*session, error) {
+// tryPlans tries what is not proven yet, then what is known to work. Where no server is
+// reached, other credentials would not help.
+func (d *Device) tryPlans(ctx context.Context) (*session, string, error) {
+	var all error
+	for _, c := range d.plans() {
+		s, server, how, err := d.tryServers(ctx, c)
+		if how == letIn {
+			if err = d.admitted(c); err == nil {
+				return s, server, nil
+			}
+			s.conn.Close()
+		}
+		all = errors.Join(all, err)
+		if ctx.Err() != nil || how == unreached {
+			break
+		}
+		d.noteFailure(c, how, err)
+	}
+	return nil, "", all
+}
+
+// tryServers tries one server after the other; how is the furthest that an attempt came.
+func (d *Device) tryServers(ctx context.Context, c credentials) (s *session, server string, how stage, err error) {
+	roots, servers, err := d.pins(c)
+	if err != nil {
+		return nil, "", untrusted, err
+	}
+	show := d.shows(c)
+	var all error
+	for _, server = range servers {
+		s, at, err := d.connect(ctx, server, show, roots)
+		if err == nil {
+			return s, server, letIn, nil
+		}
+		all, how = errors.Join(all, fmt.Errorf("%s: %w", server, err)), max(how, at)
+	}
+	return nil, "", how, all
+}
+
+func (d *Device) connect(ctx context.Context, server string, show tls.Certificate, roots []*x509.Certificate) (*session, stage, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
-	conn, leaf, err := d.dial(ctx, server)
+	conn, leaf, how, err := d.dial(ctx, server, show, roots)
 	if err != nil {
-		return nil, err
+		return nil, how, err
 	}
 	s := &session{device: d, conn: conn, leaf: leaf, version: d.version, topics: d.id.Topic("d/#"),
 		keepAlive: d.cfg.KeepAlive, maxPacket: mqtt.MaxRemaining, window: maxWindow}
@@ -140,21 +187,42 @@ func (d *Device) connect(ctx context.Context, server string) (*session, error) {
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
-	if err != nil {
-		conn.Close()
-		return nil, err
+	switch {
+	case err == nil:
+		return s, letIn, nil
+	case errors.Is(err, errBusy):
+		how = unreached
+	default:
+		how = turnedAway
 	}
-	return s, nil
+	conn.Close()
+	return nil, how, err
+}
+
+var errBusy = errors.New("the server refused the connection for now")
+
+// judge gives the error of a CONNACK. What has nothing to do with who the device is, is
+// errBusy: another certificate would not help.
+func judge(ack *mqtt.Connack) error {
+	switch ack.Code {
+	case mqtt.ServerUnavailable, mqtt.ServerBusy, mqtt.ServerShuttingDown, mqtt.QuotaExceeded, mqtt.ConnectionRateExceeded:
+		return fmt.Errorf("%w: %v %s", errBusy, ack.Code, ack.Props.Reason)
+	}
+	if ack.Code.Failed() {
+		return fmt.Errorf("the server refused the connection: %v %s", ack.Code, ack.Props.Reason)
+	}
+	return nil
 }
 
 // login says CONNECT and waits for CONNACK.
 func (s *session) login(d *Device) error {
 	c := mqtt.Connect{Version: d.version, ClientID: d.ID(), KeepAlive: uint16(d.cfg.KeepAlive / time.Second)}
 	c.Props.SessionExpiry, c.Props.ReceiveMaximum, c.Props.MaxPacketSize = sessionExpiry, receiveMaximum, maxPacket
-	if _, err := s.conn.Write(c.Append(nil, d.version)); err != nil {
-		return err
+	_, unsent := s.conn.Write(c.Append(nil, d.version))
+	h, body, err := s.packet() // also for the alert that says why nothing could be sent
+	if op := (*net.OpError)(nil); unsent != nil && !(errors.As(err, &op) && op.Op == "remote error") {
+		return unsent
 	}
-	h, body, err := s.packet()
 	if err != nil {
 		return err
 	}
@@ -165,8 +233,8 @@ func (s *session) login(d *Device) error {
 	if err := ack.Decode(d.version, h.Flags, body); err != nil {
 		return err
 	}
-	if ack.Code.Failed() {
-		return fmt.Errorf("the server refused the connection: %v %s", ack.Code, ack.Props.Reason)
+	if err := judge(&ack); err != nil {
+		return err
 	}
 	s.agree(&ack)
 	return nil
@@ -203,10 +271,14 @@ func (d *Device) serve(ctx context.Context, s *session, server string) error {
 	if d.cfg.Connected != nil {
 		d.cfg.Connected(server)
 	}
+	defer d.retryLater(s)()
 	err := d.read(ctx, s)
 	d.mu.Lock()
-	if s.failed != nil {
+	switch {
+	case s.failed != nil:
 		err = s.failed
+	case d.moving:
+		err = errMoving
 	}
 	d.mu.Unlock()
 	s.conn.Close()

@@ -15,8 +15,9 @@ import (
 )
 
 // Store keeps small named blobs across restarts. Save returns after the blob is durable:
-// that a command runs at most once rests on it. Load gives nil and no error for a name
-// that was never saved. Names are lower-case letters.
+// that a command runs at most once rests on it, and that a device is never without a
+// certificate that works. Load gives nil and no error for a name that was never saved.
+// Names are lower-case letters: "state" (21 bytes), "pki" (a few KiB).
 type Store interface {
 	Load(name string) ([]byte, error)
 	Save(name string, data []byte) error

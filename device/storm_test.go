@@ -143,6 +143,8 @@ func FuzzServer(f *testing.F) {
 		f.Add(append(cmd.Append(nil, mqtt.V5), cmd.Append(nil, mqtt.V5)...), false)
 	}
 	f.Add((&mqtt.Publish{Topic: []byte("private/ABCD1234/d/time"), Payload: message.Time{Seconds: 1790000000}.Encode(message.CBOR)}).Append(nil, mqtt.V5), false)
+	offer := mqtt.Publish{Topic: []byte("private/ABCD1234/d/pki"), QoS: 1, PacketID: 9, Payload: message.PKI{No: 1, Certificate: []byte{0x30, 0}}.Encode(message.CBOR)}
+	f.Add(offer.Append(nil, mqtt.V5), false)
 	f.Add((&mqtt.Disconnect{Code: mqtt.ServerBusy}).Append(nil, mqtt.V5), true)
 	s := &fakeServer{t: f, root: newAuthority(f, "root A", nil)}
 	leaf := s.root.serverLeaf(f, nil).Leaf

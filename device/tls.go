@@ -24,11 +24,10 @@ type serverCheck struct {
 	allowChaCha bool
 }
 
-func (d *Device) tlsConfig(name string) *tls.Config {
-	check := serverCheck{d.cfg.Roots, name, d.cfg.Clock, d.floor(), d.cfg.AllowChaCha}
+func (d *Device) tlsConfig(show tls.Certificate, check *serverCheck) *tls.Config {
 	return &tls.Config{
-		Certificates:       []tls.Certificate{d.cfg.Certificate},
-		ServerName:         name,
+		Certificates:       []tls.Certificate{show},
+		ServerName:         check.name,
 		MinVersion:         tls.VersionTLS13,
 		MaxVersion:         tls.VersionTLS13,
 		CurvePreferences:   []tls.CurveID{tls.CurveP256},
@@ -41,7 +40,7 @@ func (d *Device) tlsConfig(name string) *tls.Config {
 	}
 }
 
-func (c serverCheck) connection(cs tls.ConnectionState) error {
+func (c *serverCheck) connection(cs tls.ConnectionState) error {
 	switch {
 	case cs.Version != tls.VersionTLS13:
 		return errors.New("the server does not speak TLS 1.3")
@@ -60,7 +59,7 @@ func (c serverCheck) connection(cs tls.ConnectionState) error {
 
 // leaf holds the narrow rule of design section 3: directly under a pinned root, the
 // server's name as a dNSName, serverAuth, P-256, and not ended.
-func (c serverCheck) leaf(leaf *x509.Certificate) error {
+func (c *serverCheck) leaf(leaf *x509.Certificate) error {
 	if err := c.underPinnedRoot(leaf); err != nil {
 		return err
 	}
@@ -81,7 +80,7 @@ func (c serverCheck) leaf(leaf *x509.Certificate) error {
 	return c.dates(leaf)
 }
 
-func (c serverCheck) underPinnedRoot(leaf *x509.Certificate) error {
+func (c *serverCheck) underPinnedRoot(leaf *x509.Certificate) error {
 	for _, root := range c.roots {
 		if bytes.Equal(leaf.RawIssuer, root.RawSubject) && leaf.CheckSignatureFrom(root) == nil {
 			return nil
@@ -92,7 +91,7 @@ func (c serverCheck) underPinnedRoot(leaf *x509.Certificate) error {
 
 // dates: notBefore is judged by a trusted clock only, notAfter by the floor, which no
 // clock can move, and by that clock too where there is one.
-func (c serverCheck) dates(leaf *x509.Certificate) error {
+func (c *serverCheck) dates(leaf *x509.Certificate) error {
 	if c.clock != nil && c.clock().Before(leaf.NotBefore) {
 		return fmt.Errorf("the server's certificate is valid from %s on", leaf.NotBefore.Format(time.RFC3339))
 	}
@@ -107,24 +106,27 @@ func (c serverCheck) dates(leaf *x509.Certificate) error {
 }
 
 // dial opens the TLS connection to one server and gives the leaf it has proved to hold.
-func (d *Device) dial(ctx context.Context, server string) (*tls.Conn, *x509.Certificate, error) {
+func (d *Device) dial(ctx context.Context, server string, show tls.Certificate, roots []*x509.Certificate) (*tls.Conn, *x509.Certificate, stage, error) {
 	name, port, err := net.SplitHostPort(server)
 	if err != nil {
 		name, port = server, "8883"
 	}
 	raw, err := d.cfg.Dial(ctx, "tcp", net.JoinHostPort(name, port))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, unreached, err
 	}
-	conn := tls.Client(raw, d.tlsConfig(name))
-	if err := conn.HandshakeContext(ctx); err != nil {
+	check := &serverCheck{roots, name, d.cfg.Clock, d.floor(), d.cfg.AllowChaCha}
+	conn := tls.Client(raw, d.tlsConfig(show, check))
+	err = conn.HandshakeContext(ctx)
+	check.roots = nil // the connection keeps check
+	if err != nil {
 		raw.Close()
-		return nil, nil, err
+		return nil, nil, untrusted, err
 	}
 	leaf := conn.ConnectionState().PeerCertificates[0]
 	if err := d.raiseFloor(leaf.NotBefore); err != nil {
 		raw.Close()
-		return nil, nil, err
+		return nil, nil, unreached, err
 	}
-	return conn, leaf, nil
+	return conn, leaf, untrusted, nil
 }

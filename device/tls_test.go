@@ -29,7 +29,7 @@ func attempt(t *testing.T, root *authority, server *tls.Config, change func(*Con
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	conn, _, err := d.dial(ctx, testServer)
+	conn, _, _, err := d.dial(ctx, testServer, d.cfg.Certificate, d.cfg.Roots)
 	if err == nil {
 		conn.Close()
 	}

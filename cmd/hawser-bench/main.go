@@ -72,7 +72,7 @@ func measure(ctx context.Context, args []string) error {
 	cache := f.String("cache", ".cache/bench", "where certificates and the history are kept between runs")
 	out := f.String("out", "bench.json", "where the figures go")
 	profile := f.String("profile", "", "with -parts: directory for CPU and heap profiles")
-	only := f.String("only", "", "one section: load, sessions, history, hostile")
+	only := f.String("only", "", "one section: load, sessions, history, hostile, rollover, journal")
 	rounds := f.Int("rounds", 0, "how often each row of the load section is measured; 0: three times, once with -quick")
 	verbose := f.Bool("v", false, "show what the servers say")
 	if err := f.Parse(args); err != nil {

@@ -25,15 +25,19 @@ import (
 )
 
 func (a *app) caCommand() *cobra.Command {
-	return group("ca", "sign at the safe, and bring the results to the server", `ca is the production way to a signature. The server has no CA key: what needs one
+	return group("ca", "sign at the safe, bring the results to the server, keep the keys", `ca is the production way to a signature. The server has no CA key: what needs one
 becomes a request file in server/requests. Carry it to the safe, "hawser ca sign" it
 there, carry the result back, and "hawser ca import" it. Each result fits one request
-and is imported once. In a trial fleet nothing of this is needed.`, a.caSign(), a.caImport(), a.caIssueBroker())
+and is imported once. In a trial fleet nothing of this is needed.
+
+The key of a CA is a file, encrypted, or an object on a PKCS#11 token: "hawser ca list"
+tells where each one is, "hawser ca move" puts it elsewhere.`, a.caSign(), a.caImport(), a.caIssueBroker(), a.caList(), a.caMove(), a.caRollover(), a.caEmergency(), a.caJournal(), a.caCompromised())
 }
 
 func (a *app) caSign() *cobra.Command {
 	var s signer
 	var out string
+	var more safeSign
 	cmd := &cobra.Command{
 		Use:   "sign REQUEST --ca DIR",
 		Short: "answer a request file at the safe",
@@ -41,23 +45,32 @@ func (a *app) caSign() *cobra.Command {
 signs it with the CA in --ca (ca-a or ca-b as init made it). What this CA has certified
 before, the same id with the same key, needs no typing. It works without a fleet
 directory and without a network. The result goes to --out, by default beside the
-request. Broker certificates are signed by the root that the request names.`,
+request. Broker certificates are signed by the root that the request names.
+
+A rollover's request asks for a certificate for every device. They are signed in parts;
+a run that was killed goes on when it is started again. A device whose id and key no
+journal and no older certificate of this CA knows together is refused by name, in the
+result as well. --key says where the key of the new device CA is to be.
+
+A request for the next broker roots is answered with the standby root. --new-root is the
+directory for the root that becomes the standby; it is made if need be.`,
 		Example: `  hawser ca sign 5f0c.json --ca /media/safe/ca-a
-  hawser ca sign 5f0c.json --ca ca-a --passphrase-fd 3 3<passphrase`,
+  hawser ca sign 5f0c.json --ca ca-a --passphrase-fd 3 3<passphrase
+  hawser ca sign rollover-1.jsonl --ca ca-a
+  hawser ca sign roots-2.json --ca ca-b --new-root ca-c`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if s.dir == "" {
 				return usagef(cmd, "which CA? --ca DIR names ca-a or ca-b as init made it")
 			}
-			if out == "" {
-				out = strings.TrimSuffix(args[0], ".json") + ".result.json"
-			}
-			return a.signRequest(args[0], out, &s)
+			return a.signAny(args[0], out, &s, &more)
 		},
 	}
 	s.flags(cmd)
 	cmd.Flags().Lookup("ca").Usage = "directory of the CA that signs: ca-a or ca-b"
-	cmd.Flags().StringVar(&out, "out", "", "file for the result (default: REQUEST with .result.json)")
+	cmd.Flags().StringVar(&out, "out", "", "file for the result (default: beside REQUEST, with .result)")
+	cmd.Flags().StringVar(&more.key, "key", "", "where a new device CA's key is to be, file:PATH or pkcs11:... (default: beside the others)")
+	cmd.Flags().StringVar(&more.newRoot, "new-root", "", "directory for the root that becomes the standby")
 	return a.withJSON(cmd)
 }
 
@@ -92,7 +105,7 @@ func (a *app) signRequest(name, out string, s *signer) error {
 // openCA waits while another process signs, and says so.
 func (a *app) openCA(s *signer) (*fleet.CA, error) {
 	defer a.busy(context.Background(), "waiting for another process that signs with %s", s.dir)()
-	return fleet.OpenCA(s.dir, func() ([]byte, error) { return s.pass.known(s.dir) })
+	return s.openDir(s.dir)
 }
 
 // confirm is fleet.Confirm: it shows the request and reads a line from standard input.
@@ -119,12 +132,16 @@ func (a *app) caImport() *cobra.Command {
 		Long: `import holds a result against the request that was kept here (chain, profile, name and
 key) and puts what was signed in its place: a device or service is admitted, a broker
 certificate is served from then on, without a connection being dropped. --out writes
-the certificate to a file for whoever holds the key.`,
+the certificate to a file for whoever holds the key, or the block of a flashing bench.
+
+The result of a rollover is imported a thousand certificates at a time; an import that
+was killed goes on when it is started again. When all is here, the devices are offered
+what they lack.`,
 		Example: `  hawser ca import 5f0c.result.json --dir fleet
   hawser ca import 5f0c.result.json --out dashboard/service.crt`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd, func(ctx context.Context, c *admin.Client) error { return a.importResult(ctx, c, args[0], out) })
+			return a.with(cmd, func(ctx context.Context, c *admin.Client) error { return a.importAny(ctx, c, args[0], out) })
 		},
 	}
 	cmd.Flags().StringVar(&out, "out", "", "file for the certificate")
@@ -135,6 +152,13 @@ func (a *app) importResult(ctx context.Context, c *admin.Client, name, out strin
 	file, err := readFile(name)
 	if err != nil {
 		return err
+	}
+	block, err := pki.ResultBlock(file)
+	if err != nil {
+		return admin.Errorf(admin.Invalid, "%v", err)
+	}
+	if block != nil {
+		return a.importBlock(ctx, c, file, block, out)
 	}
 	v, err := c.ImportResult(ctx, file)
 	if err != nil {
@@ -155,6 +179,24 @@ func (a *app) importResult(ctx context.Context, c *admin.Client, name, out strin
 	})
 }
 
+// importBlock imports the answer to a flashing bench's request. The block is in no other
+// file, so it must be said where it goes.
+func (a *app) importBlock(ctx context.Context, c *admin.Client, file, block []byte, out string) error {
+	if out == "" {
+		return errors.New("the result holds the block of a flashing bench: nothing was imported\nhint: --out FILE, for the block")
+	}
+	if _, err := os.Lstat(out); err == nil {
+		return fmt.Errorf("%s exists already: it is not written over, and nothing was imported\nhint: --out FILE", out)
+	}
+	if _, err := c.ImportResult(ctx, file); err != nil {
+		return err
+	}
+	if err := durable.CreateFile(out, block, 0o644); err != nil {
+		return fmt.Errorf("imported, but the block was not written: %w\nhint: reserve again", err)
+	}
+	return a.sayBlock(block, out)
+}
+
 // writeCertificates takes the certificates out of a result that was imported,
 // which means that it was verified.
 func writeCertificates(result []byte, out string) error {
@@ -167,7 +209,7 @@ func writeCertificates(result []byte, out string) error {
 
 // brokerOrder is what issue-broker is told.
 type brokerOrder struct {
-	root    string // a or b, "" is the one in use
+	root    string // a letter, "" is the one in use
 	domains []string
 	sign    signer
 }
@@ -175,11 +217,15 @@ type brokerOrder struct {
 func (a *app) caIssueBroker() *cobra.Command {
 	var o brokerOrder
 	cmd := &cobra.Command{
-		Use:   "issue-broker [--root a|b]",
+		Use:   "issue-broker [--root LETTER]",
 		Short: "make new certificates for the broker",
-		Long: `issue-broker makes a new key and certificate for each domain of the fleet, under root A
-or B; devices know both. A running server takes them up without dropping a connection.
-They last a year.
+		Long: `issue-broker makes a new key and certificate for each domain of the fleet, under the
+root in use; --root names the standby root, which devices know as well. A running server
+takes them up without dropping a connection. They last a year.
+
+While a device that slept through a move of the roots is still to come, the last of
+several domains is its way home: without --root it keeps the root that such a device
+pins.
 
 A trial fleet signs at once. Elsewhere --ca names the CA directory of that root, or
 request files are written, to be answered with "hawser ca sign" and "hawser ca import".`,
@@ -188,15 +234,15 @@ request files are written, to be answered with "hawser ca sign" and "hawser ca i
   hawser ca issue-broker --domain mqtt.example.com`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.root != "" && o.root != "a" && o.root != "b" {
-				return usagef(cmd, "root %q is not a or b", o.root)
+			if o.root != "" && !pki.RootLetter(o.root) {
+				return usagef(cmd, "root %q is not a letter: a, b, c, ...", o.root)
 			}
 			return a.with(cmd, func(ctx context.Context, c *admin.Client) error { return a.issueBroker(ctx, c, &o) })
 		},
 	}
-	cmd.Flags().StringVar(&o.root, "root", "", "the root that signs, a or b (default: the one in use)")
+	cmd.Flags().StringVar(&o.root, "root", "", "the root that signs: a, b, c, ... (default: the one in use)")
 	// The error is that there is no such flag: there is, one line above.
-	_ = cmd.RegisterFlagCompletionFunc("root", cobra.FixedCompletions([]string{"a", "b"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("root", cobra.FixedCompletions([]string{"a", "b", "c"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().StringArrayVar(&o.domains, "domain", nil, "only this domain of the fleet; may be given again")
 	o.sign.flags(cmd)
 	return a.withJSON(cmd)
@@ -210,14 +256,55 @@ type issuedLeaf struct {
 	Request *admin.Request `json:"request,omitempty"`
 }
 
+// issueBroker serves each domain under the root that was named, or that its devices need.
 func (a *app) issueBroker(ctx context.Context, c *admin.Client, o *brokerOrder) error {
 	l, err := fleet.OpenLayout(a.dir)
 	if err != nil {
 		return err
 	}
-	if err := o.complete(l); err != nil {
+	r, err := c.Rollover(ctx, 0)
+	if err != nil {
 		return err
 	}
+	parts, err := o.split(l, r.OldestAnchors)
+	if err != nil {
+		return err
+	}
+	if parts, err = a.forThisCA(parts); err != nil {
+		return err
+	}
+	for _, part := range parts {
+		if err := a.issueUnder(ctx, c, l, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forThisCA leaves out what the directory in --ca cannot sign, unless that is all.
+func (a *app) forThisCA(parts []*brokerOrder) (mine []*brokerOrder, err error) {
+	var first error
+	for _, p := range parts {
+		switch err := p.checkRoot(); {
+		case err == nil:
+			mine = append(mine, p)
+		case first == nil:
+			first = err
+		}
+	}
+	if len(mine) == 0 {
+		return nil, first
+	}
+	for _, p := range parts {
+		if !slices.Contains(mine, p) {
+			a.note("%s stays as it is: its devices need root %s\nhint: --root %s --ca DIR", strings.Join(p.domains, ", "), p.root, p.root)
+		}
+	}
+	return mine, nil
+}
+
+// issueUnder makes the leaves under one root.
+func (a *app) issueUnder(ctx context.Context, c *admin.Client, l *fleet.Layout, o *brokerOrder) error {
 	ca, err := o.sign.open(l, o.root)
 	if err != nil {
 		return err
@@ -242,25 +329,35 @@ func (a *app) issueBroker(ctx context.Context, c *admin.Client, o *brokerOrder) 
 	})
 }
 
-// complete fills in what was not said, and refuses what does not fit the fleet
-// before a key is made.
-func (o *brokerOrder) complete(l *fleet.Layout) error {
+// split fills in what was not said, one order for each root, and refuses what does not
+// fit the fleet before a key is made. The first domain's comes first; a rescue domain may
+// need another root than the others. oldest is the lowest set that a device uses.
+func (o *brokerOrder) split(l *fleet.Layout, oldest uint64) ([]*brokerOrder, error) {
 	for _, d := range o.domains {
 		if !slices.Contains(l.Config.Fleet.Domains, d) {
-			return fmt.Errorf("%q is not a domain of this fleet: %s", d, strings.Join(l.Config.Fleet.Domains, ", "))
+			return nil, fmt.Errorf("%q is not a domain of this fleet: %s", d, strings.Join(l.Config.Fleet.Domains, ", "))
 		}
 	}
 	if len(o.domains) == 0 {
 		o.domains = l.Config.Fleet.Domains
 	}
-	if o.root == "" {
-		_, set, err := l.Anchors()
-		if err != nil {
-			return err
-		}
-		o.root = strings.ToLower(pki.RootLabel(set.InUse))
+	if o.root != "" {
+		return []*brokerOrder{o}, nil
 	}
-	return o.checkRoot()
+	var parts []*brokerOrder
+	for _, d := range o.domains {
+		want, err := l.WantedRoot(d, oldest)
+		if err != nil {
+			return nil, err
+		}
+		root := strings.ToLower(pki.RootLabel(want))
+		i := slices.IndexFunc(parts, func(p *brokerOrder) bool { return p.root == root })
+		if i < 0 {
+			i, parts = len(parts), append(parts, &brokerOrder{root: root, sign: o.sign})
+		}
+		parts[i].domains = append(parts[i].domains, d)
+	}
+	return parts, nil
 }
 
 // checkRoot refuses a --ca that is not the root that was asked for.

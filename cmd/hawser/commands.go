@@ -12,6 +12,7 @@ func (a *app) commands() []*cobra.Command {
 		a.statusCommand(),
 		a.serviceCommand(),
 		a.caCommand(),
+		a.factoryCommand(),
 		a.sendCommand(),
 		a.commandCommand(),
 		a.configCommand(),
@@ -19,6 +20,8 @@ func (a *app) commands() []*cobra.Command {
 		a.simCommand(),
 		a.auditCommand(),
 		a.checkCommand(),
+		a.backupCommand(),
+		a.restoreCommand(),
 		exitCodes(),
 	}
 }

@@ -79,7 +79,7 @@ func (s *signer) open(l *fleet.Layout, root string) (*fleet.CA, error) {
 		}
 		dir = l.CADir(root)
 	}
-	ca, err := fleet.OpenCA(dir, func() ([]byte, error) { return s.pass.known(dir) })
+	ca, err := s.openDir(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -87,4 +87,13 @@ func (s *signer) open(l *fleet.Layout, root string) (*fleet.CA, error) {
 		return nil, errors.Join(fmt.Errorf("%s is the CA of another fleet: nothing was signed", dir), ca.Close())
 	}
 	return ca, nil
+}
+
+// openDir opens a CA directory that asks for passphrases and PINs as s says.
+func (s *signer) openDir(dir string) (*fleet.CA, error) {
+	ca, err := fleet.OpenCA(dir, func() ([]byte, error) { return s.pass.known(dir) })
+	if err == nil {
+		ca.PIN = s.pass.pin
+	}
+	return ca, err
 }

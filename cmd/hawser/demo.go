@@ -39,6 +39,7 @@ type demoOptions struct {
 	devices int
 	rate    float64
 	span    time.Duration
+	move    bool
 }
 
 func (a *app) demoCommand() *cobra.Command {
@@ -56,13 +57,25 @@ what the devices say, and to be one more device.
 With --for it stops by itself, as after Ctrl-C; then it stops the server, reads the log
 from the disk and says how many messages were acknowledged and how many are there, how
 many devices and how many answered commands. It exits with 1 where these differ. The
-directory is removed at the end.`,
+directory is removed at the end.
+
+With --rollover it shows a fleet of 200 devices that moves, while it publishes, from one
+device CA to the next and from the broker roots {A, B} to {B, C}. Four devices are
+faulty: one loses its power in the middle and arrives all the same, three do not arrive.
+Those are named, and retire refuses until they are waived. Then every certificate of the
+old device CA is tried once. At the end the log is compared with what was acknowledged.`,
 		Example: `  hawser demo
   hawser demo --devices 20 --rate 5
-  hawser demo --for 10s`,
+  hawser demo --for 10s
+  hawser demo --rollover`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.move && !cmd.Flags().Changed("devices") {
+				o.devices = moveDevices
+			}
 			switch {
+			case o.move && (o.span != 0 || o.devices < moveFewest):
+				return usagef(cmd, "--rollover takes its own time, and %d devices or more", moveFewest)
 			case o.devices < 1 || o.devices > 1000:
 				return usagef(cmd, "--devices is 1 to 1000; hawser sim runs more")
 			case !(o.rate > 0 && o.rate <= 50):
@@ -74,9 +87,10 @@ directory is removed at the end.`,
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&o.devices, "devices", 5, "how many devices")
+	f.IntVar(&o.devices, "devices", 5, "how many devices; 200 with --rollover")
 	f.Float64Var(&o.rate, "rate", 1, "messages per second of each device")
 	f.DurationVar(&o.span, "for", 0, "stop after this time (default: Ctrl-C)")
+	f.BoolVar(&o.move, "rollover", false, "show a move to another device CA and other broker roots")
 	return cmd
 }
 
@@ -114,6 +128,9 @@ func (a *app) demo(ctx context.Context, o demoOptions) (err error) {
 	if err := d.run(ctx, logFile); err != nil {
 		return err
 	}
+	if d.move {
+		return d.reckonMove(ctx)
+	}
 	return d.reckon(ctx)
 }
 
@@ -133,6 +150,9 @@ func (d *demo) run(ctx context.Context, logTo io.Writer) (err error) {
 	}
 	defer done()
 	d.client = client
+	if d.move {
+		return d.rollover(ctx)
+	}
 	if err := d.populate(ctx); err != nil {
 		return err
 	}
@@ -179,11 +199,10 @@ func (d *demo) populate(ctx context.Context) (err error) {
 func (d *demo) addWatcher(ctx context.Context) (line string, err error) {
 	n := &newService{name: demoService, out: filepath.Join(d.top, demoService),
 		grants: []admin.Grant{{Mode: "read", Filter: "private/+/u/#"}}}
-	key, err := makeKey(n.file("service.key"))
-	if err != nil {
+	if _, err := n.prepare(); err != nil {
 		return "", err
 	}
-	cert, _, err := d.certifyService(ctx, d.client, d.layout, n, key, func(der []byte) error {
+	cert, _, err := d.certifyService(ctx, d.client, d.layout, n, func(der []byte) error {
 		_, err := d.client.AddService(ctx, admin.NewService{Name: n.name, Grants: n.grants, Certificate: der})
 		return err
 	})
@@ -331,9 +350,13 @@ func (d *demo) reckon(ctx context.Context) error {
 	if d.fleet == nil {
 		return nil
 	}
-	stored, err := d.stored(context.WithoutCancel(ctx))
+	onDisk, err := d.stored(context.WithoutCancel(ctx))
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)
+	}
+	var stored uint64
+	for _, m := range d.members {
+		stored += uint64(len(onDisk[m.ID.String()]))
 	}
 	acked := d.fleet.Totals().Acked
 	d.say("demo: %d devices, %d messages acknowledged, %d on disk, %d commands answered", d.devices, acked, stored, d.answered)
@@ -354,24 +377,21 @@ func differ(acked, stored uint64, asked, answered int) (err error) {
 	return err
 }
 
-// stored counts the messages of the devices in the log, each once: a device may send one
+// stored gives the messages of each device in the log, each once: a device may send one
 // again over a lost connection.
-func (d *demo) stored(ctx context.Context) (uint64, error) {
+func (d *demo) stored(ctx context.Context) (map[string]map[string]bool, error) {
 	c, done, err := d.connect(ctx)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer done()
-	seen := map[string]bool{}
-	for _, m := range d.members {
-		t := admin.Tail{Name: m.ID.String(), Topic: m.ID.Topic(demoTopic)}
-		err := c.Tail(ctx, t, func(msg *admin.Message) error {
-			seen[msg.From+string(msg.Payload)] = true
-			return nil
-		})
-		if err != nil {
-			return 0, err
+	seen := map[string]map[string]bool{}
+	err = c.Tail(ctx, admin.Tail{Topic: "private/+/" + demoTopic}, func(m *admin.Message) error {
+		if seen[m.From] == nil {
+			seen[m.From] = map[string]bool{}
 		}
-	}
-	return uint64(len(seen)), nil
+		seen[m.From][string(m.Payload)] = true
+		return nil
+	})
+	return seen, err
 }

@@ -189,3 +189,27 @@ func TestDemoDiffers(t *testing.T) {
 		}
 	}
 }
+
+// TestDemoRollover: 200 devices move to another device CA and other roots while they publish.
+// Nothing is lost, nobody is locked out, the faulty ones are named and hold the retire up,
+// and the old device CA then gets nobody in. The demo exits with 1 where one of it is not so.
+func TestDemoRollover(t *testing.T) {
+	r := startDemo(t, "--rollover")
+	faulty := map[string]string{}
+	for _, want := range []string{"it loses power", "it lies", "it goes away", "it takes the next anchor set for a forgery"} {
+		line := strings.TrimSpace(r.await("is faulty: " + want + "$"))
+		faulty[want] = line[:8]
+	}
+	r.await("^197 of 200 devices have arrived after ")
+	for _, want := range []string{"it lies", "it goes away", "it takes the next anchor set for a forgery"} {
+		r.await("^ +" + faulty[want] + " +(failed|offered) ")
+	}
+	if line := r.await("^retire is refused: "); !strings.Contains(line, "3 unproven: ") || strings.Contains(line, faulty["it loses power"]) {
+		t.Error(line)
+	}
+	r.await("^retired, 3 devices are waived$")
+	r.await("^all 200 certificates of the old generation were tried: remote error: tls: bad certificate$")
+	r.await("^" + faulty["it goes away"] + ", which was away, is back and is refused$")
+	r.await("^demo: 200 devices, 197 moved to generation 2 and root B, 3 named and left behind, [1-9][0-9]+ messages acknowledged, 0 of them lost$")
+	r.end()
+}

@@ -33,10 +33,11 @@ const patience = 20 * time.Second
 //
 //	code N PROGRAM ARG...       must end with exit code N
 //	await REGEXP PROGRAM ARG... again until standard output matches
-//	serve DIR                   starts a server and sets $PORT
+//	serve DIR                   starts a server and sets $PORT and $API
 //	halt DIR                    stops it and checks that it ended with 0
 //	device start DIR [json]     connects a device with the files in DIR to $PORT
 //	device stop DIR
+//	forge KIND BENCH OUT         a copy of the bench's journal with a unit that is wrong
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -49,6 +50,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"code": scriptCode, "await": scriptAwait, "serve": scriptServe, "halt": scriptStop, "device": scriptDevice,
+			"forge": scriptForge,
 		},
 	})
 }
@@ -100,7 +102,7 @@ func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
 			path = p
 		}
 	}
-	cmd := exec.Command(path, "serve", "--dir", args[0], "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+	cmd := exec.Command(path, "serve", "--dir", args[0], "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--api", "127.0.0.1:0")
 	cmd.Dir, cmd.Env = ts.MkAbs("."), []string{"PATH=" + ts.Getenv("PATH")}
 	log, err := os.Create(ts.MkAbs("serve.log"))
 	ts.Check(err)
@@ -121,6 +123,12 @@ func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
 	_, port, err := net.SplitHostPort(strings.TrimPrefix(strings.TrimSpace(line), "ready "))
 	ts.Check(err)
 	ts.Setenv("PORT", port)
+	ts.Check(ts.Exec(path, "status", "--dir", args[0], "--json"))
+	var status struct{ Server struct{ API string } }
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &status))
+	_, port, err = net.SplitHostPort(status.Server.API)
+	ts.Check(err)
+	ts.Setenv("API", "https://localhost:"+port)
 }
 
 func executable(path string) bool {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -24,6 +23,8 @@ type newService struct {
 	name   string
 	grants []admin.Grant
 	out    string
+	atOnce bool     // renew: the certificate before ends now
+	csr    *pki.CSR // renew: the key to certify; nil: make one
 	sign   signer
 }
 
@@ -71,32 +72,6 @@ grants can connect and do nothing; "hawser service grant" changes them later.`,
 	return a.withJSON(cmd)
 }
 
-func (a *app) serviceRenew() *cobra.Command {
-	var n newService
-	cmd := &cobra.Command{
-		Use:   "renew NAME --out DIR",
-		Short: "give a service a new key and certificate",
-		Long: `renew makes a new key for a service, has it certified, and writes into --out, where
-none of them may be yet:
-
-` + serviceFiles + `
-
-The certificate before ends as soon as the new one is in the registry; connections
-that stand go on.`,
-		Example: `  hawser service renew dashboard --dir fleet --out dashboard-2`,
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := n.read(cmd, args[0]); err != nil {
-				return err
-			}
-			return a.with(cmd, func(ctx context.Context, c *admin.Client) error { return a.renewService(ctx, c, &n) })
-		},
-	}
-	n.flags(cmd)
-	cmd.ValidArgsFunction = a.completeService
-	return a.withJSON(cmd)
-}
-
 func (n *newService) read(cmd *cobra.Command, name string) (err error) {
 	if n.name, err = nameArg(cmd, name); err != nil {
 		return err
@@ -122,23 +97,6 @@ func (a *app) addService(ctx context.Context, c *admin.Client, n *newService) er
 	})
 }
 
-func (a *app) renewService(ctx context.Context, c *admin.Client, n *newService) error {
-	s, err := service(ctx, c, n.name)
-	if err != nil {
-		return err
-	}
-	if s.State != "active" {
-		return admin.Errorf(admin.Conflict, "service %s is %s", n.name, s.State)
-	}
-	n.grants = s.Grants
-	return a.issueService(ctx, c, n, func(der []byte) error {
-		if der == nil {
-			return nil // the request brings it
-		}
-		return c.ServiceCertificate(ctx, n.name, der)
-	})
-}
-
 // issueService makes key, certificate or request, and files. admit is given the
 // certificate, nil where the safe has to sign it first.
 func (a *app) issueService(ctx context.Context, c *admin.Client, n *newService, admit func(der []byte) error) error {
@@ -146,16 +104,16 @@ func (a *app) issueService(ctx context.Context, c *admin.Client, n *newService, 
 	if err != nil {
 		return err
 	}
-	key, err := makeKey(n.file("service.key"))
+	undo, err := n.prepare()
 	if err != nil {
 		return err
 	}
 	if err := copyRoots(l, n.file("ca.crt")); err != nil {
-		return errors.Join(err, durable.Remove(n.file("service.key")))
+		return errors.Join(err, undo())
 	}
-	cert, asked, err := a.certifyService(ctx, c, l, n, key, admit)
+	cert, asked, err := a.certifyService(ctx, c, l, n, admit)
 	if err != nil {
-		return errors.Join(err, durable.Remove(n.file("service.key")))
+		return errors.Join(err, undo())
 	}
 	if cert == nil {
 		return a.sayRequest(asked, "ca-a", n.file("service.crt"))
@@ -166,27 +124,45 @@ func (a *app) issueService(ctx context.Context, c *admin.Client, n *newService, 
 	return a.sayService(ctx, c, l, n)
 }
 
+// prepare makes the key, unless a CSR says which one is to be certified. undo takes
+// away what it made.
+func (n *newService) prepare() (undo func() error, err error) {
+	if n.csr != nil {
+		return func() error { return nil }, os.MkdirAll(n.out, 0o700)
+	}
+	path := n.file("service.key")
+	key, err := makeKey(path)
+	if err != nil {
+		return nil, err
+	}
+	undo = func() error { return durable.Remove(path) }
+	if n.csr, err = requestFor(key, n.name); err != nil {
+		return nil, errors.Join(err, undo())
+	}
+	return undo, nil
+}
+
 // copyRoots writes what a client pins.
 func copyRoots(l *fleet.Layout, path string) error {
-	roots, err := os.ReadFile(l.BrokerRootsPath())
+	roots, err := l.DeviceRoots()
 	if err != nil {
 		return err
 	}
 	return durable.WriteFile(path, roots, 0o644)
 }
 
-// certifyService signs key for n, or asks for it where no CA is at hand.
-func (a *app) certifyService(ctx context.Context, c *admin.Client, l *fleet.Layout, n *newService, key *ecdsa.PrivateKey,
+// certifyService signs the key of n, or asks for it where no CA is at hand.
+func (a *app) certifyService(ctx context.Context, c *admin.Client, l *fleet.Layout, n *newService,
 	admit func(der []byte) error) (*x509.Certificate, *admin.Request, error) {
 	ca, err := n.sign.open(l, "a")
 	if err != nil {
 		return nil, nil, err
 	}
 	if ca == nil {
-		asked, err := n.request(ctx, c, l, key, admit)
+		asked, err := n.request(ctx, c, l, admit)
 		return nil, asked, err
 	}
-	cert, err := ca.IssueService(n.name, &key.PublicKey, time.Now())
+	cert, err := ca.IssueService(n.name, n.csr.Pub, time.Now())
 	if err := errors.Join(err, ca.Close()); err != nil {
 		return nil, nil, err
 	}
@@ -194,12 +170,8 @@ func (a *app) certifyService(ctx context.Context, c *admin.Client, l *fleet.Layo
 }
 
 // request makes the service known first: a request names one that is.
-func (n *newService) request(ctx context.Context, c *admin.Client, l *fleet.Layout, key *ecdsa.PrivateKey, admit func(der []byte) error) (*admin.Request, error) {
-	csr, err := requestFor(key, n.name)
-	if err != nil {
-		return nil, err
-	}
-	q, err := pki.NewRequest(l.FleetID(), pki.KindService, n.name, csr)
+func (n *newService) request(ctx context.Context, c *admin.Client, l *fleet.Layout, admit func(der []byte) error) (*admin.Request, error) {
+	q, err := pki.NewRequest(l.FleetID(), pki.KindService, n.name, n.csr)
 	if err != nil {
 		return nil, err
 	}

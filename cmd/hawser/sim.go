@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,12 +12,14 @@ import (
 	"hawser/device"
 	"hawser/internal/admin"
 	"hawser/internal/fleet"
+	"hawser/internal/identity"
 	"hawser/internal/sim"
 )
 
 // simOptions is what sim is told.
 type simOptions struct {
 	devices, payload int
+	faulty           int
 	rate             float64
 	span             time.Duration
 }
@@ -38,10 +39,16 @@ standard error. At the end, after --for or Ctrl-C, sim waits for what is not
 acknowledged yet and prints a summary. It exits with 1 if a message was not
 acknowledged.
 
+With --faulty the last devices are faulty, each in its way, in turn: one loses its power
+each time it has stored a certificate or an anchor set, one says that it uses what it was
+offered and does not, one goes away at the first offer, one takes the next anchor set for
+a forgery, one for an old one. "hawser ca rollover status" names those that do not arrive.
+
 A connection is an open file: where the limit is too low sim raises it, or says by how
 much the hard limit has to grow.`,
 		Example: `  hawser sim --dir fleet --devices 100 --rate 1
-  hawser sim --dir fleet --devices 5000 --rate 1 --payload 64 --for 30s --json`,
+  hawser sim --dir fleet --devices 5000 --rate 1 --payload 64 --for 30s --json
+  hawser sim --dir fleet --devices 50 --faulty 5`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.check(cmd); err != nil {
@@ -54,6 +61,7 @@ much the hard limit has to grow.`,
 	f.IntVar(&o.devices, "devices", 100, "how many devices")
 	f.Float64Var(&o.rate, "rate", 1, "messages per second of each device; 0: they only listen")
 	f.IntVar(&o.payload, "payload", 64, "bytes of a message")
+	f.IntVar(&o.faulty, "faulty", 0, "how many of them are faulty when they are offered something")
 	f.DurationVar(&o.span, "for", 0, "stop after this time (default: Ctrl-C)")
 	return a.withJSON(cmd)
 }
@@ -66,6 +74,8 @@ func (o *simOptions) check(cmd *cobra.Command) error {
 		return usagef(cmd, "--rate is 0 to 1000")
 	case o.payload < 1 || o.payload > device.MaxPayload:
 		return usagef(cmd, "--payload is 1 to %d", device.MaxPayload)
+	case o.faulty < 0 || o.faulty > o.devices:
+		return usagef(cmd, "--faulty is 0 to %d, the number of devices", o.devices)
 	case o.span < 0:
 		return usagef(cmd, "--for is a time like 30s")
 	}
@@ -100,19 +110,15 @@ func (a *app) simulate(ctx context.Context, c *admin.Client, o simOptions) error
 		return err
 	}
 	cfg.Rate, cfg.Size, cfg.Topic, cfg.Count = o.rate, o.payload, "u/sim", messages(o.rate, o.span)
+	for i := range o.faulty {
+		cfg.Faults = append(cfg.Faults, sim.Faults()[i%len(sim.Faults())])
+	}
 	return a.runSim(ctx, cfg, o, fresh, p)
 }
 
 // simConfig says how devices of this machine reach the fleet's server.
 func (a *app) simConfig(ctx context.Context, c *admin.Client, l *fleet.Layout, members []*sim.Member) (sim.Config, error) {
-	cfg := sim.Config{Members: members, Class: "sim", Firmware: version}
-	text, err := os.ReadFile(l.BrokerRootsPath())
-	if err != nil {
-		return cfg, err
-	}
-	if cfg.Roots, err = device.ParseRoots(text); err != nil {
-		return cfg, fmt.Errorf("%s: %w", l.BrokerRootsPath(), err)
-	}
+	cfg := sim.Config{Members: members, Layout: l, Class: "sim", Firmware: version}
 	st, err := c.Status(ctx)
 	if err != nil {
 		return cfg, err
@@ -127,7 +133,7 @@ func (a *app) simConfig(ctx context.Context, c *admin.Client, l *fleet.Layout, m
 	if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	cfg.Server, cfg.Address = net.JoinHostPort(l.Config.Fleet.Domains[0], port), net.JoinHostPort(host, port)
+	cfg.Address = net.JoinHostPort(host, port)
 	return cfg, nil
 }
 
@@ -138,6 +144,10 @@ func (a *app) runSim(ctx context.Context, cfg sim.Config, o simOptions, fresh in
 		return err
 	}
 	defer f.Close()
+	faulty := faultyDevices(f)
+	for _, d := range faulty {
+		a.note("%s is faulty: it %s", d.ID, d.Fault)
+	}
 	began := time.Now()
 	p.follow(ctx, f, f.Connected(), func(t sim.Totals) string {
 		return fmt.Sprintf("%d of %d connected%s", t.Connected, t.Devices, lastTrouble(&t))
@@ -159,6 +169,7 @@ func (a *app) runSim(ctx context.Context, cfg sim.Config, o simOptions, fresh in
 	lasted := time.Since(publishing)
 	drained := a.drain(ctx, f)
 	s := a.summary(f.Totals(), fresh, connected, lasted)
+	s.Faulty = faulty
 	p.end()
 	if err := emitOne(a, s, func() { a.saySim(&s) }); err != nil {
 		return err
@@ -167,6 +178,15 @@ func (a *app) runSim(ctx context.Context, cfg sim.Config, o simOptions, fresh in
 		return errors.Join(errors.New("not every message was acknowledged"), drained)
 	}
 	return nil
+}
+
+func faultyDevices(f *sim.Fleet) (all []faultyDevice) {
+	for _, u := range f.Units() {
+		if u.Fault() != sim.Sound {
+			all = append(all, faultyDevice{u.ID(), u.Fault().String()})
+		}
+	}
+	return all
 }
 
 // messages is how many a device publishes in a time that is bounded: what fits into it,
@@ -214,6 +234,13 @@ type simSummary struct {
 	Longest      float64 `json:"puback_max_ms"`
 	Memory       uint64  `json:"memory_bytes,string"` // resident, of this process
 	CPU          float64 `json:"cpu_seconds"`         // of this process
+
+	Faulty []faultyDevice `json:"faulty,omitempty"`
+}
+
+type faultyDevice struct {
+	ID    identity.ID `json:"id"`
+	Fault string      `json:"fault"`
 }
 
 func (a *app) summary(t sim.Totals, fresh int, connected, lasted time.Duration) simSummary {

@@ -232,22 +232,38 @@ func (p *passphrases) flag(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&p.fd, "passphrase-fd", -1, "read passphrases from this descriptor, one line each, in place of asking")
 }
 
+// prepare lets copies of p read the same lines.
+func (p *passphrases) prepare() {
+	if f := os.NewFile(uintptr(p.fd), "passphrase-fd"); p.fd >= 0 && p.lines == nil && f != nil {
+		p.lines = bufio.NewReader(f)
+	}
+}
+
 // known asks for a passphrase that exists.
-func (p *passphrases) known(label string) ([]byte, error) { return p.read(label, false) }
+func (p *passphrases) known(label string) ([]byte, error) {
+	return p.read("passphrase for "+label, false)
+}
 
 // fresh asks for a new one; a person has to type it twice.
-func (p *passphrases) fresh(label string) ([]byte, error) { return p.read(label, true) }
+func (p *passphrases) fresh(label string) ([]byte, error) {
+	return p.read("passphrase for "+label, true)
+}
 
-func (p *passphrases) read(label string, twice bool) ([]byte, error) {
+// pin asks for the PIN of a token, once: the token counts wrong ones.
+func (p *passphrases) pin(token string) ([]byte, error) {
+	return p.read("PIN of the token "+printable(token), false)
+}
+
+func (p *passphrases) read(what string, twice bool) ([]byte, error) {
 	if p.fd >= 0 {
-		return p.line(label)
+		return p.line(what)
 	}
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return nil, errors.New("there is no terminal to ask on\nhint: --passphrase-fd N")
 	}
 	defer tty.Close()
-	first, err := ask(tty, "passphrase for "+label+": ")
+	first, err := ask(tty, what+": ")
 	if err != nil || !twice {
 		return first, err
 	}
@@ -265,7 +281,7 @@ func ask(tty *os.File, prompt string) ([]byte, error) {
 }
 
 // line reads the next line of the descriptor.
-func (p *passphrases) line(label string) ([]byte, error) {
+func (p *passphrases) line(what string) ([]byte, error) {
 	if p.lines == nil {
 		f := os.NewFile(uintptr(p.fd), "passphrase-fd")
 		if f == nil {
@@ -278,7 +294,7 @@ func (p *passphrases) line(label string) ([]byte, error) {
 		return nil, fmt.Errorf("descriptor %d: %w", p.fd, err)
 	}
 	if len(text) == 0 {
-		return nil, fmt.Errorf("descriptor %d ended before the passphrase for %s", p.fd, label)
+		return nil, fmt.Errorf("descriptor %d ended before the %s", p.fd, what)
 	}
 	if n := len(text); text[n-1] == '\n' {
 		text = text[:n-1]

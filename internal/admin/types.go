@@ -20,6 +20,10 @@ type Device struct {
 	Created  time.Time   `json:"created,omitzero"`
 	Enrolled time.Time   `json:"enrolled,omitzero"`
 	LastSeen time.Time   `json:"last_seen,omitzero"`
+	Station  string      `json:"station,omitempty"`  // the bench that made it
+	Hardware uint32      `json:"hardware,omitempty"` // revision
+	Flashed  time.Time   `json:"flashed,omitzero"`   // by the bench's clock
+	Block    Hex         `json:"block,omitempty"`    // that its id came from
 	Hello    *Hello      `json:"hello,omitempty"`
 }
 
@@ -44,7 +48,41 @@ type DeviceDetail struct {
 	Certificates []Certificate `json:"certificates"`
 	Queue        *Queue        `json:"queue,omitempty"`
 	Config       Config        `json:"config"`
+	Clones       []Clone       `json:"clones,omitempty"`  // not released yet
 	Pending      []Command     `json:"pending,omitempty"` // commands, at most 100
+}
+
+// Clone is the proof that two hold the identity of a device: it was heard under the
+// nonce of one boot, then of another, then of the first again.
+type Clone struct {
+	Back  Boot `json:"back"`
+	Other Boot `json:"other"`
+}
+
+// Boot is one boot of a device as its hello tells it apart.
+type Boot struct {
+	Nonce  uint64    `json:"nonce,string"`
+	Remote string    `json:"remote,omitempty"` // address and port, empty = not known
+	At     time.Time `json:"at"`
+}
+
+// Barred tells what became of devices that were revoked, retired or quarantined.
+type Barred struct {
+	Changed int     `json:"changed"`
+	Already int     `json:"already"`                           // were it before
+	Dropped *uint64 `json:"dropped_messages,string,omitempty"` // that were queued; nil: no server runs, they go at its next start
+}
+
+// States tells which ids are devices, and the state of each.
+type States struct {
+	Known   map[identity.ID]string `json:"known"`
+	Unknown []identity.ID          `json:"unknown,omitempty"`
+}
+
+// Unrevoked is a device that is back with the certificates that it had.
+type Unrevoked struct {
+	ID           identity.ID `json:"id"`
+	Certificates int         `json:"certificates"` // that open the door again
 }
 
 // Queue is what waits for a device.
@@ -73,6 +111,10 @@ type DeviceFilter struct {
 	Prefix string
 	After  identity.ID
 	Limit  int // 0 = 1000
+
+	Station      string // that has flashed it
+	FlashedSince time.Time
+	FlashedUntil time.Time // not at or after it; zero = no end
 }
 
 // DevicePage is one page of devices. More is the id after which to go on, 0 at
@@ -236,24 +278,40 @@ type AuditEntry struct {
 
 // Status is the fleet at a glance. What only a running server knows is in Server.
 type Status struct {
-	Fleet        string         `json:"fleet"`
-	Trial        bool           `json:"trial"`
-	Domains      []string       `json:"domains"`
-	Devices      map[string]int `json:"devices"` // by state
-	Services     int            `json:"services"`
-	Pending      int            `json:"pending_requests"`
-	Epoch        uint32         `json:"epoch"`
-	Starts       uint64         `json:"starts,string"`
-	Certificates []Expiry       `json:"certificates"` // the broker's, and others that end within 30 days
-	Server       *ServerStatus  `json:"server,omitempty"`
+	Fleet    string         `json:"fleet"`
+	Trial    bool           `json:"trial"`
+	Domains  []string       `json:"domains"`
+	Devices  map[string]int `json:"devices"` // by state
+	Services int            `json:"services"`
+	Clones   int            `json:"clones,omitempty"` // devices of which two were seen
+	Pending  int            `json:"pending_requests"`
+	Epoch    uint32         `json:"epoch"`
+	Starts   uint64         `json:"starts,string"`
+	BackupOf time.Time      `json:"backup_of,omitzero"` // when the backup was taken that this fleet was restored from
+	Restored time.Time      `json:"restored,omitzero"`  // when it was
+	Ahead    int            `json:"ahead"`              // devices that know more than the registry
+
+	AheadDevices []identity.ID `json:"ahead_devices,omitempty"` // the first of them
+	Certificates []Expiry      `json:"certificates"`            // the broker's, and others that end within 60 days
+	Server       *ServerStatus `json:"server,omitempty"`
 }
 
 // Expiry tells when a certificate ends.
 type Expiry struct {
 	Owner    string    `json:"owner"`
-	Kind     string    `json:"kind"` // broker, device, service
+	Kind     string    `json:"kind"` // broker, device, service, station
 	NotAfter time.Time `json:"not_after"`
+	Warning  string    `json:"warning,omitempty"` // how near that is: 60 days, 30 days, 7 days, expired
+	Renewed  bool      `json:"renewed,omitempty"` // a newer one is there that was not used yet
 }
+
+// The values of Expiry.Warning.
+const (
+	Warn60Days  = "60 days"
+	Warn30Days  = "30 days"
+	Warn7Days   = "7 days"
+	WarnExpired = "expired"
+)
 
 // ServerStatus is what a running server says of itself.
 type ServerStatus struct {
@@ -262,6 +320,7 @@ type ServerStatus struct {
 	Started     time.Time `json:"started"`
 	Listen      string    `json:"listen"`            // address of the broker
 	Metrics     string    `json:"metrics,omitempty"` // address of the metrics
+	API         string    `json:"api,omitempty"`     // address of the services' API
 	Online      int       `json:"online"`            // devices
 	Connections int64     `json:"connections"`
 	Received    uint64    `json:"received,string"` // messages since the start
@@ -271,3 +330,18 @@ type ServerStatus struct {
 	LogOldest   time.Time `json:"log_oldest,omitzero"`
 	NotReady    []string  `json:"not_ready,omitempty"` // reasons; empty: ready
 }
+
+// Renewal is what the services' API answers.
+type Renewal struct {
+	State       string    `json:"state"` // issued, pending
+	Certificate string    `json:"certificate,omitempty"`
+	Until       time.Time `json:"until,omitzero"`
+	Roots       string    `json:"roots,omitempty"`   // what the service pins, PEM
+	Request     string    `json:"request,omitempty"` // that waits for the safe
+}
+
+// The states of a Renewal.
+const (
+	RenewalIssued  = "issued"
+	RenewalPending = "pending"
+)

@@ -89,7 +89,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	for _, s := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"load", r.load}, {"sessions", r.sessions}, {"history", r.history}, {"hostile", r.hostile}} {
+	}{{"load", r.load}, {"sessions", r.sessions}, {"history", r.history}, {"hostile", r.hostile}, {"rollover", r.rollover}, {"journal", r.journal}} {
 		if o.Only != "" && o.Only != s.name {
 			continue
 		}

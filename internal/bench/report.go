@@ -36,6 +36,7 @@ type goal struct {
 }
 
 func atMost(v float64) *goal       { return &goal{limit: v} }
+func atLeast(v float64) *goal      { return &goal{limit: v, atLeast: true} }
 func ratioAtMost(v float64) *goal  { return &goal{limit: v, ratio: true} }
 func ratioAtLeast(v float64) *goal { return &goal{limit: v, ratio: true, atLeast: true} }
 func (g *goal) met(v float64) bool { return g.atLeast && v >= g.limit || !g.atLeast && v <= g.limit }

@@ -36,13 +36,20 @@ func (b *Broker) tlsConfig() *tls.Config {
 		DynamicRecordSizingDisabled: true,
 		GetConfigForClient:          b.judgeHello,
 		GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return b.cfg.Leaf(h.ServerName)
+			leaf, err := b.cfg.Leaf(h.ServerName)
+			if g, ok := h.Conn.(*gate); ok && err == nil {
+				g.leaf = leaf.Leaf
+			}
+			return leaf, err
 		},
 		VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) error {
 			if len(raw) == 0 {
 				return errNoClient
 			}
 			_, err := b.dir.lookup(Fingerprint(raw[0]), time.Now())
+			if errors.Is(err, ErrNotPinned) && b.cfg.Vouched != nil && b.cfg.Vouched(raw[0]) {
+				return nil // handshake refuses it, once it is proven
+			}
 			return err
 		},
 	}
@@ -78,6 +85,8 @@ type gate struct {
 	net.Conn
 	head   []byte // read ahead, not yet taken by TLS
 	budget int    // bytes that may still come; negative: admitted, no limit
+
+	leaf *x509.Certificate // what the broker showed; nil before the ClientHello was read
 }
 
 func (g *gate) Read(p []byte) (int, error) {
@@ -153,8 +162,12 @@ func (b *Broker) handshake(raw net.Conn) (*tls.Conn, *member, error) {
 		return nil, nil, fmt.Errorf("%w: %s was chosen", errSuite, tls.CipherSuiteName(state.CipherSuite))
 	}
 	// Asked again: only now has the client proved that the certificate is its own.
-	who, err := b.dir.lookup(Fingerprint(state.PeerCertificates[0].Raw), time.Now())
+	leaf := state.PeerCertificates[0].Raw
+	who, err := b.dir.lookup(Fingerprint(leaf), time.Now())
 	if err != nil {
+		if errors.Is(err, ErrNotPinned) && b.cfg.Proven != nil {
+			b.cfg.Proven(leaf)
+		}
 		return nil, nil, err
 	}
 	g.budget = -1

@@ -22,6 +22,7 @@ package broker
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -53,8 +54,17 @@ type Config struct {
 	// log only. May be nil.
 	Explain func(fingerprint [32]byte) string
 
+	// Vouched says of a certificate that is not active whether a CA of this fleet
+	// gave it to a device that is known by the same key, or not known at all. The
+	// handshake of such a one goes on, so that its holder proves the key; then Proven
+	// is told, and the connection ends without a CONNACK like any that is refused.
+	// Vouched is called before that proof: it only looks. Proven must not block. Both
+	// may be nil.
+	Vouched func(der []byte) bool
+	Proven  func(der []byte)
+
 	// Uplink is told each committed message that a device published on one of the
-	// topics that are Hawser's own (u/hello, u/cmd, u/cfg), in log order, also
+	// topics that are Hawser's own (u/hello, u/cmd, u/cfg, u/pki), in log order, also
 	// when the log is replayed at start. It must not block, and may keep nothing
 	// but copies. UplinkFloor is the position of the oldest of them that is not
 	// settled yet, 0 when all are. Both may be nil.
@@ -65,6 +75,17 @@ type Config struct {
 	// must not block. May be nil.
 	Subscribed func(id identity.ID, filter string)
 
+	// QueueDropped is told how many messages were thrown away that waited for a
+	// device: it was barred, or its session was not there at the start. It must not
+	// block. May be nil.
+	QueueDropped func(id identity.ID, messages int)
+
+	// Admitted is told of each connection once its CONNACK is decided and before it
+	// is sent: who it is, the SHA-256 of the client's certificate, the address it
+	// comes from, and the certificate that the broker showed it. It must not block.
+	// May be nil.
+	Admitted func(who identity.Principal, fingerprint [32]byte, remote string, leaf *x509.Certificate)
+
 	// Presence is told who has come and gone. It must not block. May be nil.
 	Presence func(who identity.Principal, online bool)
 }
@@ -73,6 +94,18 @@ func (c *Config) presence(who identity.Principal, online bool) {
 	if c.Presence != nil {
 		c.Presence(who, online)
 	}
+}
+
+// admitted tells of a connection that is about to get its CONNACK.
+func (c *Config) admitted(who identity.Principal, t *tls.Conn) {
+	if c.Admitted == nil {
+		return
+	}
+	var leaf *x509.Certificate
+	if g, ok := t.NetConn().(*gate); ok {
+		leaf = g.leaf
+	}
+	c.Admitted(who, Fingerprint(t.ConnectionState().PeerCertificates[0].Raw), t.RemoteAddr().String(), leaf)
 }
 
 // Broker is a running broker.
@@ -102,6 +135,8 @@ type Broker struct {
 	tree      tree                             // guarded by mu
 	retained  retainedStore                    // guarded by mu
 	raw       map[net.Conn]bool                // not admitted yet; guarded by mu
+
+	saving sync.Mutex // held while a checkpoint is written, and while none may be
 
 	// Owned by the log's committer.
 	hits  []hit
@@ -262,6 +297,12 @@ func (b *Broker) reject(raw net.Conn, err error) {
 // verified it (chain, name, use, curve) when it was imported.
 func (b *Broker) AddCertificate(c Certificate) { b.dir.add(c) }
 
+// Holder tells who may come in with a certificate at a moment, or why nobody may.
+// That somebody showed it is no proof that he has its key.
+func (b *Broker) Holder(fingerprint [32]byte, now time.Time) (identity.Principal, error) {
+	return b.dir.lookup(fingerprint, now)
+}
+
 // RemoveCertificate shuts one certificate out. Its owner's connections end when
 // it was the last one.
 func (b *Broker) RemoveCertificate(fp [32]byte) {
@@ -322,35 +363,6 @@ func (b *Broker) cutBack(s *session) {
 
 var errGrant = errors.New("a grant was taken away")
 
-// Bar shuts a principal out for good: its certificates, its connections, and its
-// words that wait: Will, retained and queued messages.
-func (b *Broker) Bar(who identity.Principal) {
-	b.dir.bar(who)
-	b.close(who, fate{code: notAuthorized, err: errRevoked})
-	b.mu.Lock()
-	var gone []*session
-	for _, s := range b.sessions {
-		if s.key.Principal == who {
-			s.mu.Lock()
-			s.will = nil
-			s.mu.Unlock()
-			gone = append(gone, s)
-		}
-	}
-	for _, s := range gone {
-		b.forget(s)
-	}
-	for topic, m := range b.retained.all {
-		if m.from == who {
-			b.dropRetained(topic)
-		}
-	}
-	b.mu.Unlock()
-	for _, s := range gone {
-		s.erase()
-	}
-}
-
 // close ends the live connections of a principal.
 func (b *Broker) close(who identity.Principal, f fate) {
 	b.mu.Lock()
@@ -360,6 +372,12 @@ func (b *Broker) close(who identity.Principal, f fate) {
 			s.c.end(f)
 		}
 	}
+}
+
+// Disconnect ends the live connections of a principal, which may come back at once if it
+// still may.
+func (b *Broker) Disconnect(who identity.Principal) {
+	b.close(who, fate{code: notAuthorized, err: errRevoked, will: true})
 }
 
 // Online reports whether a principal has a connection.
@@ -428,6 +446,8 @@ func (b *Broker) Close(ctx context.Context) error {
 	}
 	b.cancel()
 	b.tasks.Wait()
+	b.saving.Lock()
+	defer b.saving.Unlock()
 	return b.checkpoint()
 }
 

@@ -75,9 +75,12 @@ func (b *Broker) housekeeping() {
 			return
 		case <-tick.C:
 		}
-		if err := b.checkpoint(); err != nil {
-			b.stats.StoreErrors.Add(1)
-			b.log.Error("checkpoint", "error", err)
+		if b.saving.TryLock() {
+			if err := b.checkpoint(); err != nil {
+				b.stats.StoreErrors.Add(1)
+				b.log.Error("checkpoint", "error", err)
+			}
+			b.saving.Unlock()
 		}
 		if n%10 == 0 {
 			b.expire(b.now())
@@ -85,8 +88,17 @@ func (b *Broker) housekeeping() {
 	}
 }
 
+// HoldCheckpoints keeps what the registry knows of the log as it is until release
+// is called. Messages go on being acknowledged; a start after a crash has more to
+// read. Close waits for the release.
+func (b *Broker) HoldCheckpoints() (release func()) {
+	b.saving.Lock()
+	return b.saving.Unlock
+}
+
 // checkpoint writes what is derived from the log, so that a restart need read
-// only what came after. Messages are not touched by it: they are in the log.
+// only what came after. Messages are not touched by it: they are in the log. The
+// caller holds saving.
 func (b *Broker) checkpoint() error {
 	snap := b.snapshot()
 	if err := b.cfg.Log.PutRetained(b.background(), snap.retained); err != nil {

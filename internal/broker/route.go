@@ -142,7 +142,9 @@ func (b *Broker) route(r *msglog.Record) {
 }
 
 // hawsersOwn reports the uplink topics that the server itself reads.
-func hawsersOwn(rest string) bool { return rest == "u/hello" || rest == "u/cmd" || rest == "u/cfg" }
+func hawsersOwn(rest string) bool {
+	return rest == "u/hello" || rest == "u/cmd" || rest == "u/cfg" || rest == "u/pki"
+}
 
 // noteInbound brings the record's session its QoS 2 packet id: not the one that a
 // clean start has put in its place since. The caller holds mu.

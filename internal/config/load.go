@@ -66,7 +66,7 @@ func explain(err error) error {
 
 // Validate reports the first value that is missing or out of bounds, by key.
 func (c *Config) Validate() error {
-	for _, err := range []error{c.Fleet.validate(), c.Serve.validate(), c.TLS.validate(),
+	for _, err := range []error{c.Fleet.validate(), c.Serve.validate(), c.TLS.validate(), c.Devices.validate(),
 		c.Limits.validate(), c.Log.validate()} {
 		if err != nil {
 			return err
@@ -99,6 +99,11 @@ func (s *Serve) validate() error {
 	if _, _, err := net.SplitHostPort(s.Listen); err != nil {
 		return fmt.Errorf("serve.listen: %q is not host:port", s.Listen)
 	}
+	if s.API != "" {
+		if _, _, err := net.SplitHostPort(s.API); err != nil {
+			return fmt.Errorf("serve.api: %q is not host:port", s.API)
+		}
+	}
 	if s.Metrics != "" {
 		if _, _, err := net.SplitHostPort(s.Metrics); err != nil {
 			return fmt.Errorf("serve.metrics: %q is not host:port", s.Metrics)
@@ -118,6 +123,13 @@ func (t *TLS) validate() error {
 		if suiteID(s) == 0 {
 			return fmt.Errorf("tls.suites: %q is not a TLS 1.3 suite known here", s)
 		}
+	}
+	return nil
+}
+
+func (d *Devices) validate() error {
+	if d.OnClone != CloneReport && d.OnClone != CloneQuarantine {
+		return fmt.Errorf("devices.on_clone: %q is not %q or %q", d.OnClone, CloneReport, CloneQuarantine)
 	}
 	return nil
 }

@@ -33,6 +33,44 @@ func CreateFile(path string, data []byte, perm os.FileMode) error {
 	return write(path, data, perm, os.Link)
 }
 
+// CreateStream is CreateFile for what is written piece by piece: fill writes to f,
+// which is empty and also open for reading. If fill fails nothing is left.
+func CreateStream(path string, perm os.FileMode, fill func(f *os.File) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer os.Remove(f.Name())
+	err = fill(f)
+	if err == nil {
+		err = f.Chmod(perm)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := nameNew(f.Name(), path); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// nameNew gives tmp the name path, which must be free. On a file system without
+// hard links (a memory stick, some network drives) two processes that try at the
+// same moment are not told apart.
+func nameNew(tmp, path string) error {
+	err := os.Link(tmp, path)
+	if !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.ENOTSUP) && !errors.Is(err, syscall.ENOSYS) {
+		return err
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(err, fs.ErrExist)
+	}
+	return os.Rename(tmp, path)
+}
+
 func write(path string, data []byte, perm os.FileMode, place func(tmp, path string) error) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, ".tmp-*")

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -42,11 +43,13 @@ func childWrite(path string) {
 }
 
 func childLock(path string) {
-	if _, err := Lock(path); err != nil {
+	l, err := Lock(path)
+	if err != nil {
 		os.Exit(1)
 	}
 	os.Stdout.WriteString("locked\n")
-	select {}
+	<-make(chan struct{})
+	runtime.KeepAlive(l) // else the collector closes it
 }
 
 // childFull runs out of room in the middle of the data: the limit on the file size stands
@@ -257,5 +260,43 @@ func TestCheckPrivate(t *testing.T) {
 	}
 	if err := CheckPrivate(path + "x"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("missing: %v", err)
+	}
+}
+
+// What is written piece by piece gets its name when it is whole, or leaves nothing.
+func TestCreateStream(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "file")
+	fill := func(text string, err error) func(*os.File) error {
+		return func(f *os.File) error {
+			if _, e := f.WriteString(text); e != nil {
+				return e
+			}
+			if _, e := os.Lstat(path); text == "first" && e == nil {
+				t.Error("the file has its name before it is whole")
+			}
+			return err
+		}
+	}
+	broken := errors.New("broken")
+	if err := CreateStream(path, 0o600, fill("half", broken)); !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
+	if list, err := os.ReadDir(dir); err != nil || len(list) > 0 {
+		t.Errorf("%v is left: %v", list, err)
+	}
+	if err := CreateStream(path, 0o640, fill("first", nil)); err != nil {
+		t.Fatal(err)
+	}
+	if err := CreateStream(path, 0o600, fill("second", nil)); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("over another: %v", err)
+	}
+	text, err := os.ReadFile(path)
+	info, serr := os.Stat(path)
+	if err != nil || serr != nil || string(text) != "first" || info.Mode().Perm() != 0o640 {
+		t.Errorf("%q, mode %v: %v, %v", text, info.Mode(), err, serr)
+	}
+	if list, err := os.ReadDir(dir); err != nil || len(list) != 1 {
+		t.Errorf("%v is left: %v", list, err)
 	}
 }

@@ -43,9 +43,16 @@ func TestImports(t *testing.T) {
 		"internal/pki":      leaves,
 		"internal/broker":   leaves + "internal/msglog internal/registry",
 		"internal/command":  leaves + "internal/message internal/registry",
-		"internal/fleet":    leaves + "internal/config internal/pki",
+		"internal/rollover": leaves + "internal/message internal/registry",
+		"internal/fleet":    leaves + "internal/config internal/factory internal/pki",
+		"internal/factory":  leaves + "internal/pki",
 		"internal/admin":    leaves,
+		"internal/backup":   "",
 		"device":            leaves + "internal/message",
+
+		"internal/factory/keyroom": leaves + "internal/factory internal/factory/probe internal/pki",
+		"internal/factory/bench":   leaves + "internal/factory internal/factory/keyroom internal/factory/probe internal/pki",
+		"internal/factory/probe":   leaves,
 	} {
 		ours, _ := imports(t, "hawser/"+pkg, "-deps")
 		for _, p := range ours {
@@ -81,7 +88,7 @@ func TestWhoImportsEverything(t *testing.T) {
 		}
 		ours, _ := imports(t, pkg, "-f", `{{join .Imports "\n"}}`)
 		for _, p := range ours {
-			if p == "internal/server" || p == "internal/broker" || p == "internal/command" || p == "internal/bench" || p == "internal/e2e" || strings.HasPrefix(p, "cmd/") {
+			if p == "internal/server" || p == "internal/broker" || p == "internal/command" || p == "internal/rollover" || p == "internal/bench" || p == "internal/e2e" || strings.HasPrefix(p, "cmd/") {
 				t.Errorf("%s imports %s", name, p)
 			}
 		}

@@ -12,17 +12,17 @@ import (
 	"time"
 )
 
-// readmeBlocks gives the shell blocks of the README's first five minutes.
-func readmeBlocks(t *testing.T, root string) []string {
+// shellBlocks gives the shell blocks of one section of a document.
+func shellBlocks(t *testing.T, path, heading string) []string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root, "README.md"))
+	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, section, ok := strings.Cut(string(text), "## A first device in five minutes")
+	_, section, ok := strings.Cut(string(text), "\n## "+heading+"\n")
 	section, _, _ = strings.Cut(section, "\n## ")
 	if !ok {
-		t.Fatal("the README has no such section")
+		t.Fatalf("%s has no section %q", path, heading)
 	}
 	var blocks []string
 	for _, part := range strings.Split(section, "```sh\n")[1:] {
@@ -44,7 +44,7 @@ type tour struct {
 
 func (s *tour) rewrite(block string) string {
 	block = strings.ReplaceAll(block, "-p 8883", "-p "+s.port)
-	return strings.ReplaceAll(block, "serve --dir fleet", "serve --dir fleet --listen 127.0.0.1:"+s.port)
+	return strings.ReplaceAll(block, "hawser serve --dir fleet", "hawser serve --dir fleet --listen 127.0.0.1:"+s.port)
 }
 
 func (s *tour) command(script string) *exec.Cmd {
@@ -88,7 +88,7 @@ func TestReadmeFiveMinutes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	blocks := readmeBlocks(t, root)
+	blocks := shellBlocks(t, filepath.Join(root, "README.md"), "A first device in five minutes")
 	if len(blocks) != 6 {
 		t.Fatalf("the section has %d blocks; this test knows 6", len(blocks))
 	}

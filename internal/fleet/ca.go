@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/hex"
@@ -32,16 +33,20 @@ var ErrNotConfirmed = errors.New("not confirmed: nothing was signed")
 // ErrNotHere reports a CA directory that does not hold the CA that is needed.
 var ErrNotHere = errors.New("this CA directory cannot sign that")
 
-// CA is an open CA directory. It holds the lock of its journal until Close and is
+// CA is an open CA directory, its keys in files or on tokens. It holds the lock of its journal until Close and is
 // not safe for concurrent use. Keys are read, and the passphrase asked for, when
 // the first signature needs them.
 type CA struct {
 	dir        string
 	journal    *pki.Journal
 	passphrase func() ([]byte, error)
-	pass       []byte                 // remembered once a key opened with it
+	secrets    map[string][]byte      // passphrases and PINs, remembered by where they fit: see slot
 	issuers    map[string]*pki.Issuer // by base name: root, device-2, service
 	newest     string                 // base name of the newest device CA, or ""
+
+	// PIN is asked for the PIN of a token, given its name. It may be set before the
+	// first signature; nil means that the passphrase function is asked.
+	PIN func(token string) ([]byte, error)
 }
 
 // OpenCA opens ca-a or ca-b, wherever it lies. passphrase may be nil for a trial
@@ -49,7 +54,7 @@ type CA struct {
 // waits up to 10 s and then returns durable.ErrLocked.
 func OpenCA(dir string, passphrase func() ([]byte, error)) (*CA, error) {
 	if _, err := os.Stat(filepath.Join(dir, "root.crt")); err != nil {
-		return nil, fmt.Errorf("%s is no CA directory: %w\nhint: --ca DIR names ca-a or ca-b as init made it", dir, err)
+		return nil, notCADir(dir, err)
 	}
 	newest, err := newestDeviceCA(dir)
 	if err != nil {
@@ -59,7 +64,8 @@ func OpenCA(dir string, passphrase func() ([]byte, error)) (*CA, error) {
 	if err != nil {
 		return nil, missing(err)
 	}
-	return &CA{dir: dir, journal: j, passphrase: passphrase, issuers: map[string]*pki.Issuer{}, newest: newest}, nil
+	return &CA{dir: dir, journal: j, passphrase: passphrase, newest: newest,
+		issuers: map[string]*pki.Issuer{}, secrets: map[string][]byte{}}, nil
 }
 
 // openJournal polls: flock has no wait with a deadline, and whoever holds the
@@ -82,19 +88,30 @@ func newestDeviceCA(dir string) (string, error) {
 	best, name := 0, ""
 	for _, e := range entries {
 		base, isCert := strings.CutSuffix(e.Name(), ".crt")
-		var n int
-		if _, err := fmt.Sscanf(base, "device-%d", &n); !isCert || err != nil || base != fmt.Sprintf("device-%d", n) {
-			continue
-		}
-		if n > best {
+		if n := deviceGeneration(base); isCert && n > best {
 			best, name = n, base
 		}
 	}
 	return name, nil
 }
 
-// Close gives the CA directory up.
-func (c *CA) Close() error { return c.journal.Close() }
+// deviceGeneration is N of "device-N", else 0.
+func deviceGeneration(base string) int {
+	var n int
+	if _, err := fmt.Sscanf(base, "device-%d", &n); err != nil || base != fmt.Sprintf("device-%d", n) {
+		return 0
+	}
+	return n
+}
+
+// Close gives the CA directory up, and the tokens that were used.
+func (c *CA) Close() error {
+	var errs []error
+	for _, i := range c.issuers {
+		errs = append(errs, pki.CloseKey(i.Signer))
+	}
+	return errors.Join(append(errs, c.journal.Close())...)
+}
 
 // Fleet is the fleet whose CA this is.
 func (c *CA) Fleet() [16]byte { return c.journal.Fleet() }
@@ -116,29 +133,62 @@ func (c *CA) issuer(base string, p pki.Profile) (*pki.Issuer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s.crt: %w", path, err)
 	}
-	key, err := pki.OpenKey("file:"+path+".key", c.askOnce)
+	key, err := c.open(base)
 	if err != nil {
-		c.pass = nil
-		return nil, missing(err)
+		return nil, err
 	}
 	i, err := pki.NewIssuer(cert, key, p)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), pki.CloseKey(key))
 	}
 	c.issuers[base] = i
 	return i, nil
 }
 
-func (c *CA) askOnce() ([]byte, error) {
-	if c.pass != nil {
-		return c.pass, nil
+// open gives the key of the CA called base. A secret that did not open it is
+// forgotten, and not tried again.
+func (c *CA) open(base string) (crypto.Signer, error) {
+	u, err := caURI(c.dir, base)
+	if err != nil {
+		return nil, err
 	}
-	if c.passphrase == nil {
+	slot := c.slot(&u)
+	key, err := pki.OpenKey(u.String(), func() ([]byte, error) { return c.askOnce(slot, &u) })
+	if err != nil {
+		delete(c.secrets, slot)
+	}
+	if !u.OnToken() {
+		err = missing(err)
+	}
+	return key, err
+}
+
+// slot names what has one secret: the key files of this directory together, a key
+// file elsewhere, a token.
+func (c *CA) slot(u *pki.KeyURI) string {
+	if u.OnToken() {
+		return "pkcs11:" + u.Token + "\x00" + u.Serial + "\x00" + u.Module
+	}
+	if sameFile(filepath.Dir(u.Path), c.dir) {
+		return ""
+	}
+	return u.Path
+}
+
+func (c *CA) askOnce(slot string, u *pki.KeyURI) ([]byte, error) {
+	if p := c.secrets[slot]; p != nil {
+		return p, nil
+	}
+	ask := c.passphrase
+	if u.OnToken() && c.PIN != nil {
+		ask = func() ([]byte, error) { return c.PIN(u.Token + u.Serial) } // one of both is there
+	}
+	if ask == nil {
 		return nil, pki.ErrNoPassphrase
 	}
-	p, err := c.passphrase()
+	p, err := ask()
 	if err == nil {
-		c.pass = p
+		c.secrets[slot] = p
 	}
 	return p, err
 }
@@ -167,6 +217,7 @@ func (c *CA) IssueBroker(domain string, pub *ecdsa.PublicKey, now time.Time) (*x
 type order struct {
 	kind, subject, class string
 	pub                  *ecdsa.PublicKey
+	block                string // of a station: the block signed with it, or ""
 	request              string // SHA-256 of the request file, hex, or ""
 	vouched              string
 }
@@ -203,6 +254,13 @@ func (c *CA) issue(o order, now time.Time) (*pki.Issuer, *x509.Certificate, erro
 		}
 		cert, err := pki.IssueDeviceLeaf(ca, id, o.pub, now)
 		return ca, cert, err
+	case pki.KindStation:
+		ca, err := c.issuer(c.newest, pki.DeviceCA)
+		if err != nil {
+			return nil, nil, err
+		}
+		cert, err := pki.IssueStationCA(ca, o.subject, o.pub, now)
+		return ca, cert, err
 	case pki.KindService:
 		ca, err := c.issuer("service", pki.ServiceCA)
 		if err != nil {
@@ -222,7 +280,7 @@ func (c *CA) issue(o order, now time.Time) (*pki.Issuer, *x509.Certificate, erro
 func entry(o order, ca *pki.Issuer, cert *x509.Certificate, key [32]byte, now time.Time) pki.Entry {
 	print := pki.Fingerprint(cert.Raw)
 	return pki.Entry{
-		Time: now.UTC().Format(time.RFC3339), Kind: o.kind, Subject: o.subject, Class: o.class,
+		Time: now.UTC().Format(time.RFC3339), Kind: o.kind, Subject: o.subject, Class: o.class, Block: o.block,
 		CA: ca.Cert.Subject.CommonName, Key: hex.EncodeToString(key[:]), Cert: hex.EncodeToString(print[:]),
 		Request: o.request, Vouched: o.vouched,
 	}

@@ -30,7 +30,7 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 	return k
 }
 
-func csrOf(t *testing.T, key *ecdsa.PrivateKey) *pki.CSR {
+func csrOf(t testing.TB, key *ecdsa.PrivateKey) *pki.CSR {
 	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {

@@ -21,8 +21,8 @@ type Confirm func(summary, want string) (typed string, err error)
 
 // SignRequest answers a request file with the bytes of a result file. The request
 // must be of this CA's fleet and, for a broker leaf, name this directory's root.
-// What the journal does not vouch for (the same id with the same key) is signed
-// only after confirm returned its subject: ErrNotConfirmed otherwise.
+// What no journal here vouches for (the same id with the same key) is signed only
+// after confirm returned its subject: ErrNotConfirmed otherwise.
 func (c *CA) SignRequest(file []byte, confirm Confirm, now time.Time) ([]byte, error) {
 	req, err := pki.ParseRequest(file)
 	if err != nil {
@@ -31,6 +31,9 @@ func (c *CA) SignRequest(file []byte, confirm Confirm, now time.Time) ([]byte, e
 	if err := c.checkRequest(req); err != nil {
 		return nil, err
 	}
+	if req.Kind == pki.KindStation {
+		return c.signStationRequest(req, confirm, now)
+	}
 	key, err := pki.KeyFingerprint(req.ParsedCSR().Pub)
 	if err != nil {
 		return nil, err
@@ -38,7 +41,11 @@ func (c *CA) SignRequest(file []byte, confirm Confirm, now time.Time) ([]byte, e
 	hash := req.Hash()
 	o := order{kind: req.Kind, subject: req.Subject, class: req.Class, pub: req.ParsedCSR().Pub,
 		request: hex.EncodeToString(hash[:]), vouched: byJournal}
-	if !c.journal.Vouches(req.Kind, req.Subject, hex.EncodeToString(key[:])) {
+	known, err := c.vouches(req.Kind, req.Subject, hex.EncodeToString(key[:]))
+	if err != nil {
+		return nil, err
+	}
+	if !known {
 		o.vouched = byTyping
 		typed, err := confirm(Summary(req), req.Subject)
 		if err != nil {
@@ -53,6 +60,19 @@ func (c *CA) SignRequest(file []byte, confirm Confirm, now time.Time) ([]byte, e
 		return nil, err
 	}
 	return pki.NewResult(req, []*x509.Certificate{cert})
+}
+
+// vouches reports whether this CA's journal or the copy of a station's has id and key
+// together. What contradicts one of them is refused.
+func (c *CA) vouches(kind, subject, key string) (bool, error) {
+	if kind != pki.KindDevice || c.journal.Vouches(kind, subject, key) {
+		return kind == pki.KindDevice, nil
+	}
+	flashed, err := c.Flashed()
+	if err != nil {
+		return false, err
+	}
+	return flashed.KeyOf[subject] == key, flashed.agree(subject, key)
 }
 
 func (c *CA) checkRequest(req *pki.Request) error {
@@ -135,7 +155,7 @@ func (l *Layout) OpenResult(file []byte) (*pki.Request, []*x509.Certificate, err
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", l.requestPath(hash), err)
 	}
-	certs, err := pki.OpenResult(file, req, l.trust)
+	certs, err := pki.OpenResult(file, req, l.Trust())
 	if err != nil {
 		return nil, nil, err
 	}

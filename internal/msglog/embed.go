@@ -18,12 +18,12 @@ import (
 
 const storeStartTimeout = 60 * time.Second
 
-// startEmbedded runs a server on dir without any listening port. Every write is
-// fsynced before it is acknowledged (SyncAlways).
-func startEmbedded(dir string, logger *natsLogger) (*server.Server, error) {
+// startEmbedded runs a server on dir without any listening port. With sync every
+// write is fsynced before it is acknowledged (SyncAlways).
+func startEmbedded(dir string, sync bool, logger *natsLogger) (*server.Server, error) {
 	ns, err := server.NewServer(&server.Options{
 		ServerName: "hawser", DontListen: true, NoSigs: true, NoLog: true,
-		JetStream: true, StoreDir: dir, SyncAlways: true, SyncInterval: 2 * time.Minute,
+		JetStream: true, StoreDir: dir, SyncAlways: sync, SyncInterval: 2 * time.Minute,
 		JetStreamMaxMemory: 8 << 20, JetStreamMaxStore: 1 << 60,
 		NoSystemAccount: true, DisableJetStreamBanner: true, MaxPayload: 1 << 20,
 	})

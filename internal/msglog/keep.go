@@ -50,6 +50,10 @@ func (k *keeper) run(ctx context.Context, l *Log) {
 
 // retain removes what a saved State allows, then looks what may go next.
 func (l *Log) retain(ctx context.Context) error {
+	if !l.resting.TryLock() {
+		return nil
+	}
+	defer l.resting.Unlock()
 	k := &l.keep
 	lg, err := l.removeBelow(ctx, l.names.log, min(k.wantLog.Load(), k.savedLog.Load()))
 	if err != nil {

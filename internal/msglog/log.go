@@ -31,7 +31,8 @@ type Log struct {
 	chunks  *chunker
 	keep    keeper
 	stats   counters
-	lease   *lease // nil when embedded
+	resting sync.Mutex // held by Backup: retention removes nothing
+	lease   *lease     // nil when embedded
 	started atomic.Bool
 	stop    context.CancelFunc // ends the background work
 	ctx     context.Context    // of the background work

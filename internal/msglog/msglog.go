@@ -139,6 +139,8 @@ type Config struct {
 	Holder        string // who holds the lease, for the message another server gets; default: host name and pid
 	LeaseFor      time.Duration
 
+	Requeue uint64 // first start after a restore: the first frame of which Q may lack something; see Backup
+
 	RetryFor     time.Duration // how long a failing frame is tried again: 10 s
 	MinFree      int64         // free bytes in Dir before a failed store is restarted: 16 MiB
 	IntakeBytes  int           // waiting for a frame before Append blocks: 2 MiB

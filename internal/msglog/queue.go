@@ -17,6 +17,8 @@ import (
 type queues struct {
 	write sync.Mutex // held while something is written to Q: sequences are predicted
 
+	removing sync.RWMutex // held to read while something is removed from Q, to write while Backup copies it; taken before write
+
 	mu     sync.Mutex
 	byName map[string]*queue // guarded by mu; queues that hold something
 	last   uint64            // guarded by mu; last sequence of Q
@@ -30,6 +32,7 @@ type queues struct {
 // look them up by subject would cost JetStream a walk over those of all devices.
 type queue struct {
 	seqs    []uint64 // of its messages, rising
+	recs    []uint32 // records in each of them
 	lastPos Pos      // of the last record
 }
 
@@ -83,7 +86,7 @@ func (l *Log) loadQueues(ctx context.Context) error {
 		if last := q.byName[name].last(); last != 0 && h.link > last {
 			return l.damaged(l.names.queue, h.link, fmt.Errorf("queue of %s: the message is missing", name))
 		}
-		q.note(name, m.seq, recs[len(recs)-1].Pos)
+		q.note(name, m.seq, len(recs), recs[len(recs)-1].Pos)
 		return nil
 	})
 }
@@ -107,13 +110,13 @@ func (l *Log) scanAll(ctx context.Context, stream string, fn func(stored) error)
 }
 
 // note is called with mu held, or before anybody else knows q.
-func (q *queues) note(name string, seq uint64, pos Pos) {
+func (q *queues) note(name string, seq uint64, records int, pos Pos) {
 	u := q.byName[name]
 	if u == nil {
 		u = &queue{}
 		q.byName[name] = u
 	}
-	u.seqs, u.lastPos = append(u.seqs, seq), pos
+	u.seqs, u.recs, u.lastPos = append(u.seqs, seq), append(u.recs, uint32(records)), pos
 }
 
 func (l *Log) damaged(stream string, seq uint64, err error) error {
@@ -161,7 +164,7 @@ func (c *committer) writeQueueBatch(f *frame, plan []planned, final bool) error 
 	defer q.mu.Unlock()
 	for i, p := range plan {
 		seq := expect + uint64(i) + 1
-		q.note(p.name, seq, c.recs[p.recs[len(p.recs)-1]].Pos)
+		q.note(p.name, seq, len(p.recs), c.recs[p.recs[len(p.recs)-1]].Pos)
 		c.queued = append(c.queued, QueuedAt{p.name, seq, len(p.recs)})
 	}
 	q.last = expect + uint64(len(msgs))
@@ -210,24 +213,47 @@ func (c *committer) putQueue(expect uint64, msgs []outMsg) error {
 }
 
 // finishLast writes queue messages that the last frame lacks because the
-// server died in between. Earlier frames lack none: they come one at a time.
+// server died in between. Earlier frames lack none, since they come one at a time,
+// but in a log that was restored: its Q was copied before its frames.
 func (c *committer) finishLast(ctx context.Context) error {
 	l := c.l
 	last := l.End().Frame() - 1
-	if last == 0 || last <= l.queues.done {
+	from := last
+	if r := l.cfg.Requeue; r > 0 {
+		from = min(max(r, l.First().Frame()), last)
+	}
+	if l.hooks.Plan == nil {
 		return nil
 	}
-	data := l.ring.get(last)
-	if data == nil || l.hooks.Plan == nil {
-		return nil
+	for n := max(from, l.queues.done+1, 1); n <= last; n++ {
+		if err := c.finishFrame(ctx, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finishFrame writes the queue messages that one frame lacks.
+func (c *committer) finishFrame(ctx context.Context, number uint64) error {
+	l := c.l
+	data := l.ring.get(number)
+	if data == nil {
+		m, ok, err := l.store.bySeq(ctx, l.names.log, number)
+		if err == nil && !ok {
+			err = l.damaged(l.names.log, number, fmt.Errorf("frame %d is missing", number))
+		}
+		if err != nil {
+			return err
+		}
+		data = m.data
 	}
 	if err := c.decode(data); err != nil {
-		return l.damaged(l.names.log, last, err)
+		return l.damaged(l.names.log, number, err)
 	}
 	c.planQueues()
-	c.plan.drop(func(name string) bool { return l.queues.holds(name, last) })
-	if err := c.writeQueues(&frame{number: last, data: data}); err != nil {
-		return fmt.Errorf("queue messages of frame %d: %w", last, err)
+	c.plan.drop(func(name string) bool { return l.queues.holds(name, number) })
+	if err := c.writeQueues(&frame{number: number, data: data}); err != nil {
+		return fmt.Errorf("queue messages of frame %d: %w", number, err)
 	}
 	return nil
 }
@@ -350,27 +376,39 @@ func (q *queues) cut(name string, upTo uint64) int {
 		return 0
 	}
 	i, _ := slices.BinarySearch(u.seqs, upTo+1)
+	u.recs = slices.Delete(u.recs, 0, i)
 	if u.seqs = slices.Delete(u.seqs, 0, i); len(u.seqs) == 0 {
 		delete(q.byName, name)
 	}
 	return i
 }
 
-// QueueDrop empties a device's queue, for good when it returns nil.
-func (l *Log) QueueDrop(name string) error {
+// QueueDrop empties a device's queue, for good when it returns nil, and tells how
+// many records went that were not acknowledged.
+func (l *Log) QueueDrop(name string) (records int, err error) {
 	q := &l.queues
 	q.mu.Lock()
 	last := max(q.byName[name].last(), q.gone[name].upTo)
+	if u := q.byName[name]; u != nil {
+		for _, n := range u.recs {
+			records += int(n)
+		}
+	}
 	q.mu.Unlock()
 	if last == 0 {
-		return nil
+		return 0, nil
 	}
-	return l.queuePurge(l.ctx, name, last)
+	if err := l.queuePurge(l.ctx, name, last); err != nil {
+		return 0, err
+	}
+	return records, nil
 }
 
 // queuePurge removes the messages of a queue up to a sequence.
 func (l *Log) queuePurge(ctx context.Context, name string, upTo uint64) error {
 	q := &l.queues
+	q.removing.RLock()
+	defer q.removing.RUnlock()
 	if upTo >= q.lastSeq() {
 		if err := l.writeMark(ctx); err != nil {
 			return err
@@ -415,6 +453,10 @@ func (l *Log) writeMark(ctx context.Context) error {
 		return err
 	}
 	q.setLast(seq)
+	if !q.removing.TryRLock() {
+		return nil // the mark before it goes with the next one
+	}
+	defer q.removing.RUnlock()
 	return l.store.purge(ctx, l.names.queue, l.names.mark, seq)
 }
 
@@ -456,6 +498,8 @@ func (q *queues) purgeLoop(ctx context.Context, l *Log) {
 // does, a mark takes the place of Q's last message.
 func (l *Log) purgeFront(ctx context.Context) error {
 	q := &l.queues
+	q.removing.RLock()
+	defer q.removing.RUnlock()
 	if q.wasteLeft() == 0 {
 		return nil
 	}

@@ -21,6 +21,7 @@ type store struct {
 	cfg    *Config
 	logger *natsLogger
 
+	lazy bool        // the embedded server need not fsync: a restore does, at its end
 	sick atomic.Bool // the embedded server met a write error: restart it
 
 	mu   sync.RWMutex
@@ -111,7 +112,7 @@ func (s *store) connect() error {
 		s.set(nil, nc)
 		return nil
 	}
-	ns, err := startEmbedded(s.cfg.Dir, s.logger)
+	ns, err := startEmbedded(s.cfg.Dir, !s.lazy, s.logger)
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,8 @@
 // signed were linted against the profile they belong to, that a CA takes nothing
 // from a request but a public key whose holder proved possession, and that what
 // another party hands in (a certificate, a result, an anchor set) is accepted
-// whole or refused with the reason. Everything is P-256 and ECDSA with SHA-256.
+// whole or refused with the reason. A key is a file or an object on a PKCS#11 token,
+// named by a URI; what is on a token never leaves it. Everything is P-256 and ECDSA with SHA-256.
 // It imports leaves and libraries only and holds no state of its own.
 package pki
 
@@ -126,6 +127,8 @@ func ParseCert(text []byte) (*x509.Certificate, error) {
 type CSR struct {
 	DER []byte           // as received; kept for life so that later generations can sign it again
 	Pub *ecdsa.PublicKey // P-256
+	// Asks names the extensions that it asks for, by OID. None is granted: it is there to be said.
+	Asks []string
 }
 
 // ParseCSR reads a PKCS#10 request, PEM or DER, P-256 only, and verifies its
@@ -149,7 +152,11 @@ func ParseCSR(data []byte) (*CSR, error) {
 	if err := r.CheckSignature(); err != nil {
 		return nil, errors.New("certificate request does not prove possession of its key: wrong signature")
 	}
-	return &CSR{DER: der, Pub: pub}, nil
+	csr := &CSR{DER: der, Pub: pub}
+	for _, e := range r.Extensions {
+		csr.Asks = append(csr.Asks, e.Id.String())
+	}
+	return csr, nil
 }
 
 // csrDER takes the PEM armour off, if there is one.

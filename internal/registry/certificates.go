@@ -10,9 +10,19 @@ import (
 )
 
 // AddCertificate makes c the active certificate of its principal and generation;
-// the one before is superseded. The principal must be known and active. A
-// fingerprint that is known already is ErrExists.
+// the one before is superseded. The generation of a service's certificate is its
+// renewal, whatever c says: the one in use stays active beside the new one, see
+// ServiceUsed. The principal must be known and active. A fingerprint that is known
+// already is ErrExists.
 func (tx *Tx) AddCertificate(actor string, c Certificate) error {
+	if c.Principal.Kind == identity.Service {
+		return tx.renewService(actor, c, true)
+	}
+	return tx.addCertificate(actor, c, tx.supersede)
+}
+
+// addCertificate stores c after makeRoom has superseded what c replaces.
+func (tx *Tx) addCertificate(actor string, c Certificate, makeRoom func(Certificate) error) error {
 	if err := tx.mayHaveCertificate(c.Principal); err != nil {
 		return err
 	}
@@ -23,7 +33,7 @@ func (tx *Tx) AddCertificate(actor string, c Certificate) error {
 	if n != 0 {
 		return fmt.Errorf("certificate %x: %w", c.Fingerprint, ErrExists)
 	}
-	if err := tx.supersede(c); err != nil {
+	if err := makeRoom(c); err != nil {
 		return err
 	}
 	err := tx.exec(`INSERT INTO certificates (fingerprint, kind, name, generation, der, not_before, not_after, state, at)
@@ -34,6 +44,9 @@ func (tx *Tx) AddCertificate(actor string, c Certificate) error {
 	}
 	if id, ok := c.Principal.ID(); ok {
 		if err := tx.exec(`UPDATE devices SET enrolled = ? WHERE id = ? AND enrolled = 0`, ms(tx.now), int64(id)); err != nil {
+			return err
+		}
+		if err := tx.caughtUp(id, AheadCertificate, fmt.Sprintf("%x", c.Fingerprint)); err != nil {
 			return err
 		}
 	}
@@ -70,8 +83,13 @@ func (tx *Tx) supersede(c Certificate) error {
 		c.Principal.Kind.String(), c.Principal.Name, int64(c.Generation))
 }
 
-// revokeCertificates revokes all certificates of p, superseded ones too.
+// revokeCertificates revokes all certificates of p, superseded ones too, and notes
+// what each was before.
 func (tx *Tx) revokeCertificates(p identity.Principal) error {
+	err := tx.exec(`UPDATE certificates SET was = state WHERE kind = ? AND name = ? AND state <> 'revoked'`, p.Kind.String(), p.Name)
+	if err != nil {
+		return err
+	}
 	return tx.endCertificates(p, CertificateRevoked,
 		`SELECT fingerprint FROM certificates WHERE kind = ? AND name = ? AND state <> 'revoked'`,
 		p.Kind.String(), p.Name)

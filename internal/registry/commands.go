@@ -78,6 +78,15 @@ func (tx *Tx) FinishCommand(actor string, ref CommandRef, o Outcome) error {
 	if err != nil {
 		return err
 	}
+	switch {
+	case o.State == CommandUnknown && o.Status != 0: // the device says so
+		err = tx.noteIfRestored(Ahead{Device: ref.Device, Kind: AheadCommand, Detail: cidText(ref.CID), At: o.At})
+	case o.State.Answered():
+		err = tx.caughtUp(ref.Device, AheadCommand, "")
+	}
+	if err != nil {
+		return err
+	}
 	return tx.audit(actor, "command."+string(o.State), ref.Device.String(),
 		detail{"cid": fmt.Sprint(ref.CID), "from": string(from)})
 }

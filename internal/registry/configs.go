@@ -28,6 +28,9 @@ func (tx *Tx) SetConfig(actor string, id identity.ID, document []byte) (version 
 	if err != nil {
 		return 0, err
 	}
+	if err := tx.caughtUp(id, AheadConfig, ""); err != nil {
+		return 0, err
+	}
 	tx.tell(Change{Kind: ConfigChanged, Principal: identity.DevicePrincipal(id)})
 	return version, tx.audit(actor, "config.set", id.String(), detail{"version": fmt.Sprint(version)})
 }
@@ -48,6 +51,15 @@ func (tx *Tx) ConfigApplied(id identity.ID, version uint64, status uint8, text s
 		int64(id), int64(version), status, text, ms(at))
 	if err != nil {
 		return err
+	}
+	var desired int64
+	if err := tx.row(`SELECT version FROM configs WHERE device = ?`, []any{int64(id)}, &desired); err != nil {
+		return err
+	}
+	if int64(version) > desired {
+		if err := tx.noteIfRestored(Ahead{Device: id, Kind: AheadConfig, Detail: fmt.Sprint(version), At: at}); err != nil {
+			return err
+		}
 	}
 	return tx.audit("device "+id.String(), "config.applied", id.String(),
 		detail{"version": fmt.Sprint(version), "status": fmt.Sprint(status)})

@@ -64,28 +64,33 @@ func (r *Registry) LogState(ctx context.Context) (LogState, error) {
 type ServerStart struct {
 	Number uint64
 	Epoch  uint32
-	Raised bool // the log had seen a later start than this registry: it is an old one, restored
+	Raised bool // this registry is an old one: restored from a backup, or the log had seen a later start
 }
 
 // RecordStart gives the next start of the server. number and epoch are those of
 // the last start that the log has seen, 0 and 0 for none. Where the log has seen
-// a later one than the registry, the epoch rises above both. Save the result in
+// a later one than the registry, the epoch rises above both; after MarkRestored
+// it rises above any that the fleet may have had meanwhile. Save the result in
 // the log after this, never before: a crash in between then raises nothing.
 func (tx *Tx) RecordStart(number uint64, epoch uint32, at time.Time) (ServerStart, error) {
 	var haveStart int64
 	var s ServerStart
-	if err := tx.row(`SELECT start, epoch FROM meta`, nil, &haveStart, &s.Epoch); err != nil {
+	var restored bool
+	if err := tx.row(`SELECT start, epoch, restore_due FROM meta`, nil, &haveStart, &s.Epoch, &restored); err != nil {
 		return s, err
 	}
 	s.Number = max(uint64(haveStart), number) + 1
-	s.Raised = number > uint64(haveStart)
-	if s.Raised {
+	s.Raised = restored || number > uint64(haveStart)
+	switch {
+	case restored:
+		s.Epoch = epochOf(max(s.Epoch, epoch), at)
+	case s.Raised:
 		s.Epoch = max(s.Epoch, epoch) + 1
 	}
 	if s.Epoch > maxEpoch {
 		return s, fmt.Errorf("command epoch %d: %w", s.Epoch, ErrInvalid)
 	}
-	err := tx.exec(`UPDATE meta SET start = ?, started = ?, epoch = ?`, int64(s.Number), ms(at), s.Epoch)
+	err := tx.exec(`UPDATE meta SET start = ?, started = ?, epoch = ?, restore_due = 0`, int64(s.Number), ms(at), s.Epoch)
 	if err != nil {
 		return s, err
 	}

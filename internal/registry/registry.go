@@ -200,15 +200,16 @@ func (r *Registry) NextSession() int64 { return r.session.Add(1) }
 func (r *Registry) Meta(ctx context.Context) (Meta, error) {
 	var m Meta
 	var fleet []byte
-	var created, started, start, checkpoint int64
-	err := r.read.QueryRowContext(ctx, `SELECT fleet, created, epoch, start, started, checkpoint FROM meta`).
-		Scan(&fleet, &created, &m.Epoch, &start, &started, &checkpoint)
+	var created, started, start, checkpoint, taken, restored, requeue int64
+	err := r.read.QueryRowContext(ctx, `SELECT fleet, created, epoch, start, started, checkpoint, backup_of, restored, restore_due, requeue FROM meta`).
+		Scan(&fleet, &created, &m.Epoch, &start, &started, &checkpoint, &taken, &restored, &m.RestoreDue, &requeue)
 	if err != nil {
 		return Meta{}, fmt.Errorf("read registry %s: %w", r.path, err)
 	}
 	copy(m.FleetID[:], fleet)
 	m.Created, m.Started = fromMS(created), fromMS(started)
 	m.Start, m.Checkpoint = uint64(start), uint64(checkpoint)
+	m.BackupOf, m.Restored, m.Requeue = fromMS(taken), fromMS(restored), uint64(requeue)
 	return m, nil
 }
 

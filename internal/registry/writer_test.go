@@ -127,6 +127,10 @@ func TestEveryChangeNeedsAnActor(t *testing.T) {
 	r := newRegistry(t, Options{})
 	must(t, r, enrol(1))
 	must(t, r, func(tx *Tx) error { return tx.AddService("test", "dash", []Grant{{GrantRead, "a"}}) })
+	dash := identity.Principal{Kind: identity.Service, Name: "dash"}
+	for n := range 2 {
+		must(t, r, func(tx *Tx) error { return tx.AddCertificate("test", validCert(dash, n+1)) })
+	}
 	before := auditCount(t, r)
 	for name, apply := range map[string]func(*Tx) error{
 		"enrol":   func(tx *Tx) error { return tx.Enrol("", Enrolment{ID: 2, KeyHash: keyOf(2), CSR: []byte{1}}) },
@@ -134,6 +138,8 @@ func TestEveryChangeNeedsAnActor(t *testing.T) {
 		"tag":     func(tx *Tx) error { return tx.TagDevice("", 1, []string{"x"}, nil) },
 		"note":    func(tx *Tx) error { return tx.NoteDevice("", 1, "", "x") },
 		"cert":    func(tx *Tx) error { return tx.AddCertificate("", certOf(identity.DevicePrincipal(1), 5)) },
+		"replace": func(tx *Tx) error { return tx.ReplaceCertificate("", certOf(dash, 3)) },
+		"used":    func(tx *Tx) error { return tx.ServiceUsed("", "dash", certOf(dash, 2).Fingerprint) },
 		"service": func(tx *Tx) error { return tx.AddService("", "other", nil) },
 		"give":    func(tx *Tx) error { return tx.ChangeGrants("", "dash", []Grant{{GrantRead, "b"}}, nil) },
 		"take":    func(tx *Tx) error { return tx.ChangeGrants("", "dash", nil, []Grant{{GrantRead, "a"}}) },
@@ -156,6 +162,7 @@ func TestEveryChangeNeedsAnActor(t *testing.T) {
 func TestEachChangeHasItsAuditRow(t *testing.T) {
 	r := newRegistry(t, Options{})
 	var cid uint64
+	dash := identity.Principal{Kind: identity.Service, Name: "dash"}
 	steps := []struct {
 		action string
 		apply  func(*Tx) error
@@ -175,6 +182,10 @@ func TestEachChangeHasItsAuditRow(t *testing.T) {
 		{"config.set", func(tx *Tx) error { _, err := tx.SetConfig("test", 1, nil); return err }},
 		{"config.applied", func(tx *Tx) error { return tx.ConfigApplied(1, 1, 0, "", testMeta.Created) }},
 		{"service.add", func(tx *Tx) error { return tx.AddService("test", "dash", nil) }},
+		{"certificate.add", func(tx *Tx) error { return tx.AddCertificate("test", validCert(dash, 1)) }},
+		{"certificate.add", func(tx *Tx) error { return tx.AddCertificate("test", validCert(dash, 2)) }},
+		{"certificate.supersede", func(tx *Tx) error { return tx.ServiceUsed("test", "dash", certOf(dash, 2).Fingerprint) }},
+		{"certificate.add", func(tx *Tx) error { return tx.ReplaceCertificate("test", certOf(dash, 3)) }},
 		{"grant.give", func(tx *Tx) error { return tx.ChangeGrants("test", "dash", []Grant{{GrantRead, "a"}}, nil) }},
 		{"grant.take", func(tx *Tx) error { return tx.ChangeGrants("test", "dash", nil, []Grant{{GrantRead, "a"}}) }},
 		{"service.revoked", func(tx *Tx) error { return tx.RevokeService("test", "dash", "x") }},

@@ -37,6 +37,9 @@ type backend struct {
 	reg    *registry.Registry
 	srv    *Server // nil: no server runs
 
+	version string     // for backups
+	copying sync.Mutex // held while a backup is taken
+
 	mu       sync.Mutex
 	log      *msglog.Log               // mu; opened when first needed, without a server
 	reserved map[identity.ID]time.Time // mu; ids handed out, and until when
@@ -45,7 +48,7 @@ type backend struct {
 func newBackend(l *fleet.Layout, r *registry.Registry, s *Server) *backend {
 	b := &backend{layout: l, reg: r, srv: s, reserved: map[identity.ID]time.Time{}}
 	if s != nil {
-		b.log = s.mlog
+		b.log, b.version = s.mlog, s.cfg.Version
 	}
 	return b
 }
@@ -108,16 +111,31 @@ func (b *backend) handler() http.Handler {
 		"GET /v1/status":                              b.status,
 		"GET /v1/devices":                             b.devices,
 		"GET /v1/devices/{id}":                        b.device,
+		"GET /v1/devices/{id}/reserved":               b.checkReserved,
 		"POST /v1/reserve":                            b.reserve,
 		"POST /v1/devices/{id}/enroll":                b.enroll,
 		"POST /v1/enroll":                             b.enrollMany,
-		"POST /v1/devices/{id}/revoke":                b.revoke,
+		"POST /v1/devices/{id}/revoke":                b.setState(registry.DeviceRevoked),
+		"POST /v1/devices/{id}/retire":                b.setState(registry.DeviceRetired),
+		"POST /v1/devices/{id}/quarantine":            b.setState(registry.DeviceQuarantined),
+		"POST /v1/devices/{id}/unrevoke":              b.unrevoke,
+		"POST /v1/devices/{id}/release":               b.release,
+		"POST /v1/revoke":                             b.revokeMany,
+		"POST /v1/states":                             b.states,
 		"POST /v1/devices/{id}/tag":                   b.tag,
+		"GET /v1/ahead":                               b.ahead,
+		"POST /v1/devices/{id}/adopt":                 b.adopt,
 		"GET /v1/services":                            b.services,
 		"POST /v1/services":                           b.addService,
 		"POST /v1/services/{name}/certificate":        b.serviceCertificate,
 		"POST /v1/services/{name}/revoke":             b.revokeService,
 		"POST /v1/services/{name}/grants":             b.changeGrants,
+		"GET /v1/stations":                            b.stations,
+		"POST /v1/stations/{name}/blocks":             b.reserveBlock,
+		"POST /v1/stations/{name}/certificate":        b.renewStation,
+		"POST /v1/stations/{name}/revoke":             b.revokeStation,
+		"POST /v1/blocks":                             b.blockSigned,
+		"POST /v1/blocks/adopt":                       b.adoptBlock,
 		"GET /v1/requests":                            b.requests,
 		"POST /v1/requests":                           b.newRequest,
 		"POST /v1/results":                            b.importResult,
@@ -127,6 +145,17 @@ func (b *backend) handler() http.Handler {
 		"POST /v1/devices/{id}/commands/{cid}/cancel": b.cancel,
 		"GET /v1/devices/{id}/config":                 b.config,
 		"POST /v1/devices/{id}/config":                b.setConfig,
+		"GET /v1/rollover":                            b.rollover,
+		"GET /v1/rollover/plan":                       b.planRollover,
+		"GET /v1/rollover/unsigned":                   b.unsigned,
+		"POST /v1/rollover/start":                     b.startRollover,
+		"POST /v1/rollover/ca":                        b.rolloverCA,
+		"POST /v1/rollover/certificates":              b.rolloverCertificates,
+		"POST /v1/rollover/anchors":                   b.rolloverAnchors,
+		"POST /v1/rollover/leaves":                    b.rolloverLeaves,
+		"POST /v1/rollover/move":                      b.moveRollover,
+		"POST /v1/rollover/retire":                    b.retireRollover,
+		"POST /v1/rollover/abort":                     b.abortRollover,
 		"GET /v1/audit":                               b.audit,
 		"POST /v1/reload":                             b.reload,
 		"POST /v1/gc":                                 b.gc,
@@ -134,6 +163,8 @@ func (b *backend) handler() http.Handler {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { answer(w, r, fn) })
 	}
 	mux.HandleFunc("GET /v1/tail", b.tail)
+	mux.HandleFunc("GET /v1/backup", b.backup)
+	mux.HandleFunc("POST /v1/journal", b.importJournal)
 	return mux
 }
 
@@ -170,7 +201,7 @@ func apiError(err error) *admin.Error {
 		kind admin.Kind
 	}{
 		{registry.ErrNotFound, admin.NotFound}, {registry.ErrExists, admin.Conflict}, {registry.ErrKey, admin.Conflict},
-		{registry.ErrState, admin.Conflict}, {registry.ErrInvalid, admin.Invalid}, {registry.ErrClosed, admin.Unavailable},
+		{registry.ErrState, admin.Conflict}, {registry.ErrReserved, admin.Conflict}, {registry.ErrNotFree, admin.Conflict}, {registry.ErrInvalid, admin.Invalid}, {registry.ErrClosed, admin.Unavailable},
 		{command.ErrInvalid, admin.Invalid}, {message.ErrMessage, admin.Invalid}, {identity.ErrID, admin.Invalid},
 		{identity.ErrName, admin.Invalid}, {msglog.ErrUnavailable, admin.Unavailable}, {msglog.ErrClosed, admin.Unavailable},
 		{durable.ErrLocked, admin.Unavailable}, {fs.ErrExist, admin.Conflict},
@@ -336,6 +367,9 @@ func (s *Server) serveAdmin() error {
 		return fmt.Errorf("admin socket: %w\nhint: a path of more than 107 bytes is too long; set serve.admin_socket in hawser.toml", err)
 	}
 	s.serveHTTP(l, &http.Server{Handler: newBackend(s.layout, s.reg, s).handler(), ConnContext: withActor})
+	if s.api != nil {
+		s.serveServices()
+	}
 	if s.metrics != nil {
 		s.serveHTTP(s.metrics, &http.Server{Handler: s.metricsHandler(), ReadHeaderTimeout: 10 * time.Second})
 	}

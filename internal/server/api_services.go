@@ -104,6 +104,7 @@ func (b *backend) addService(r *http.Request) (any, error) {
 func (b *backend) serviceCertificate(r *http.Request) (any, error) {
 	var in struct {
 		Certificate admin.Hex `json:"certificate"`
+		AtOnce      bool      `json:"at_once"` // the certificates before end now
 	}
 	if err := read(r, &in); err != nil {
 		return nil, err
@@ -112,7 +113,12 @@ func (b *backend) serviceCertificate(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, b.update(r, func(tx *registry.Tx, actor string) error { return tx.AddCertificate(actor, c) })
+	return nil, b.update(r, func(tx *registry.Tx, actor string) error {
+		if in.AtOnce {
+			return tx.ReplaceCertificate(actor, c)
+		}
+		return tx.AddCertificate(actor, c)
+	})
 }
 
 func (b *backend) revokeService(r *http.Request) (any, error) {
@@ -169,13 +175,18 @@ func (b *backend) newRequest(r *http.Request) (any, error) {
 	if err := b.mayAsk(r, req); err != nil {
 		return nil, err
 	}
+	return b.keepRequest(req, []byte(in.Text), func(apply func(*registry.Tx, string) error) error { return b.update(r, apply) })
+}
+
+// keepRequest writes file and row; update runs a change in the name of who asks.
+func (b *backend) keepRequest(req *pki.Request, file []byte, update func(func(*registry.Tx, string) error) error) (any, error) {
 	path, err := b.layout.SaveRequest(req)
 	if err != nil {
 		return nil, err
 	}
 	hash := req.Hash()
-	row := registry.Request{ID: hex.EncodeToString(hash[:]), Kind: req.Kind, Subject: req.Subject, Body: []byte(in.Text)}
-	err = b.update(r, func(tx *registry.Tx, actor string) error { return tx.AddRequest(actor, row) })
+	row := registry.Request{ID: hex.EncodeToString(hash[:]), Kind: req.Kind, Subject: req.Subject, Body: file}
+	err = update(func(tx *registry.Tx, actor string) error { return tx.AddRequest(actor, row) })
 	if err != nil {
 		return nil, errors.Join(err, b.layout.DropRequest(req))
 	}
@@ -196,7 +207,7 @@ func (b *backend) mayAsk(r *http.Request, req *pki.Request) error {
 		}
 		d, err := b.reg.Device(r.Context(), id)
 		if errors.Is(err, registry.ErrNotFound) {
-			return nil
+			return b.notReserved(r, id)
 		}
 		if err != nil {
 			return err
@@ -206,6 +217,8 @@ func (b *backend) mayAsk(r *http.Request, req *pki.Request) error {
 			err = admin.Errorf(admin.Conflict, "device %s has another key\nhint: an id keeps its key for life; enrol this key under another id", id)
 		}
 		return err
+	case pki.KindStation:
+		return b.mayAskStation(r, req)
 	}
 	return nil
 }
@@ -223,12 +236,23 @@ func (b *backend) importResult(r *http.Request) (any, error) {
 	}
 	hash := req.Hash()
 	id := hex.EncodeToString(hash[:])
-	if req.Kind == pki.KindBroker {
+	station := func(*registry.Tx, string) error { return nil }
+	switch req.Kind {
+	case pki.KindBroker:
 		if err := b.installLeaves(certs); err != nil {
 			return nil, err
 		}
+	case pki.KindStation:
+		block, cert, err := b.stationResult(r, []byte(in.Text), req, certs)
+		if err != nil {
+			return nil, err
+		}
+		station = func(tx *registry.Tx, actor string) error { return tx.SignedBlock(actor, block.ID, cert) }
 	}
 	err = b.update(r, func(tx *registry.Tx, actor string) error {
+		if err := station(tx, actor); err != nil {
+			return err
+		}
 		if err := b.importCertificates(tx, actor, req, certs); err != nil {
 			return err
 		}

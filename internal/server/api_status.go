@@ -14,66 +14,39 @@ import (
 	"hawser/internal/registry"
 )
 
-// maxExpiring is how many certificates that end soon status lists.
-const maxExpiring = 100
-
 func timeOf(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
 
 func (b *backend) status(r *http.Request) (any, error) {
 	ctx := r.Context()
 	cfg := &b.layout.Config.Fleet
-	out := admin.Status{Fleet: cfg.ID.String(), Trial: cfg.Trial, Domains: cfg.Domains, Devices: map[string]int{}}
+	out := admin.Status{Fleet: cfg.ID.String(), Trial: cfg.Trial, Domains: cfg.Domains}
 	m, err := b.reg.Meta(ctx)
 	if err != nil {
 		return nil, err
 	}
 	out.Epoch, out.Starts = m.Epoch, m.Start
-	counts, err := b.reg.DeviceCounts(ctx)
-	if err != nil {
+	if out.Devices, out.Services, err = countsOf(ctx, b.reg); err != nil {
 		return nil, err
 	}
-	for state, n := range counts {
-		out.Devices[string(state)] = n
-	}
-	services, err := b.reg.Services(ctx)
-	if err != nil {
+	if out.Clones, err = b.reg.CloneCount(ctx); err != nil {
 		return nil, err
 	}
-	for _, s := range services {
-		if s.State == registry.ServiceActive {
-			out.Services++
-		}
+	out.BackupOf, out.Restored = admin.UTC(m.BackupOf), admin.UTC(m.Restored)
+	if out.Ahead, out.AheadDevices, err = b.aheadAtAGlance(ctx); err != nil {
+		return nil, err
 	}
 	requests, err := b.reg.Requests(ctx, registry.RequestPending, maxPage)
 	if err != nil {
 		return nil, err
 	}
 	out.Pending = len(requests)
-	if out.Certificates, err = b.expiries(ctx); err != nil {
+	if out.Certificates, err = b.expiries(ctx, time.Now()); err != nil {
 		return nil, err
 	}
 	if b.srv != nil {
 		out.Server = b.srv.status(ctx)
 	}
 	return out, nil
-}
-
-// expiries lists the broker's certificates, and all others that end soon.
-func (b *backend) expiries(ctx context.Context) ([]admin.Expiry, error) {
-	out := []admin.Expiry{}
-	v, err := loadLeafDates(b)
-	if err != nil {
-		return nil, err
-	}
-	for domain, at := range v {
-		out = append(out, admin.Expiry{Owner: domain, Kind: "broker", NotAfter: admin.UTC(at)})
-	}
-	slices.SortFunc(out, func(x, y admin.Expiry) int { return x.NotAfter.Compare(y.NotAfter) })
-	list, err := b.reg.ExpiringCertificates(ctx, time.Now().Add(expiresSoon), maxExpiring)
-	for _, c := range list {
-		out = append(out, admin.Expiry{Owner: c.Principal.Name, Kind: c.Principal.Kind.String(), NotAfter: admin.UTC(c.NotAfter)})
-	}
-	return out, err
 }
 
 // loadLeafDates gives the end of each broker certificate: those that are served,
@@ -101,6 +74,9 @@ func (s *Server) status(ctx context.Context) *admin.ServerStatus {
 		LogOldest: admin.UTC(logs.Oldest), NotReady: s.notReady(ctx)}
 	if a := s.MetricsAddr(); a != nil {
 		out.Metrics = a.String()
+	}
+	if a := s.APIAddr(); a != nil {
+		out.API = a.String()
 	}
 	return out
 }

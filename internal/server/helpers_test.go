@@ -31,7 +31,7 @@ import (
 const patience = 20 * time.Second
 
 // makeFleet makes a trial fleet for localhost.
-func makeFleet(t *testing.T, edit ...func(*fleet.InitOptions)) string {
+func makeFleet(t testing.TB, edit ...func(*fleet.InitOptions)) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "fleet")
 	o := fleet.InitOptions{Dir: dir, Domains: []string{"localhost"}, Trial: true}
@@ -70,6 +70,8 @@ type rig struct {
 	book   *logBook
 	api    *admin.Client
 	close1 func() error
+
+	onClone string // --on-clone
 }
 
 func serve(t *testing.T, dir string) *rig {
@@ -81,7 +83,7 @@ func serve(t *testing.T, dir string) *rig {
 }
 
 func (r *rig) config() Config {
-	return Config{Dir: r.dir, Listen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Version: "test",
+	return Config{Dir: r.dir, Listen: "127.0.0.1:0", Metrics: "127.0.0.1:0", API: "127.0.0.1:0", Version: "test", OnClone: r.onClone,
 		Logger: slog.New(slog.NewTextHandler(r.book, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 }
 
@@ -160,7 +162,7 @@ func (r *rig) logged(words ...string) {
 	})
 }
 
-func csrOf(t *testing.T, key *ecdsa.PrivateKey) *pki.CSR {
+func csrOf(t testing.TB, key *ecdsa.PrivateKey) *pki.CSR {
 	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "x"}}, key)
 	if err != nil {
@@ -261,7 +263,7 @@ type client struct {
 }
 
 // dial connects up to CONNACK; an error says why none came.
-func (r *rig) dial(cert tls.Certificate, id string) (*client, error) {
+func (r *rig) dial(cert tls.Certificate, id string, edit ...func(*mqtt.Connect)) (*client, error) {
 	r.t.Helper()
 	roots := x509.NewCertPool()
 	for _, c := range r.srv.Layout().Trust().BrokerRoots {
@@ -274,8 +276,11 @@ func (r *rig) dial(cert tls.Certificate, id string) (*client, error) {
 	}
 	r.t.Cleanup(func() { conn.Close() })
 	c := &client{t: r.t, conn: conn}
-	hello := (&mqtt.Connect{Version: mqtt.V5, CleanStart: true, ClientID: id, KeepAlive: 60}).Append(nil, mqtt.V5)
-	if _, err := conn.Write(hello); err != nil { // a client is refused after its own end of the handshake
+	hello := mqtt.Connect{Version: mqtt.V5, CleanStart: true, ClientID: id, KeepAlive: 60}
+	for _, e := range edit {
+		e(&hello)
+	}
+	if _, err := conn.Write(hello.Append(nil, mqtt.V5)); err != nil { // a client is refused after its own end of the handshake
 		return nil, err
 	}
 	typ, _, body, err := c.next()
@@ -295,9 +300,9 @@ func (r *rig) dial(cert tls.Certificate, id string) (*client, error) {
 	return c, nil
 }
 
-func (r *rig) connect(cert tls.Certificate, id string) *client {
+func (r *rig) connect(cert tls.Certificate, id string, edit ...func(*mqtt.Connect)) *client {
 	r.t.Helper()
-	c, err := r.dial(cert, id)
+	c, err := r.dial(cert, id, edit...)
 	r.ok(err)
 	return c
 }

@@ -15,9 +15,6 @@ import (
 	"hawser/internal/fleet"
 )
 
-// expiresSoon is when the log begins to warn of a certificate's end.
-const expiresSoon = 30 * 24 * time.Hour
-
 // leaves are the broker's certificates, one for each domain. New files are taken
 // up while it runs; connections that stand do not notice.
 type leaves struct {
@@ -47,9 +44,6 @@ func loadLeaves(l *fleet.Layout, log *slog.Logger) (*leaves, error) {
 			return nil, err
 		}
 		all[d] = cert
-		if left := cert.Leaf.NotAfter.Sub(now); left < expiresSoon {
-			log.Warn("broker certificate ends soon", "domain", d, "at", cert.Leaf.NotAfter)
-		}
 	}
 	v.served.Store(&all)
 	return v, nil

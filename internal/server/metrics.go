@@ -10,6 +10,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"hawser/internal/admin"
 )
 
 // scrapeFor bounds the reading of registry and log for one scrape.
@@ -51,6 +53,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	c.broker(m)
 	c.log(ctx, m)
 	c.registry(ctx, m)
+	c.expiry(ctx, m)
 	for domain, end := range c.s.leaves.expiries() {
 		m.labelled("hawser_broker_certificate_expiry_seconds", "seconds until the certificate of a domain ends", time.Until(end).Seconds(), "domain", domain)
 	}
@@ -115,13 +118,41 @@ func (c collector) registry(ctx context.Context, m metrics) {
 	for state, n := range counts {
 		m.labelled("hawser_devices", "devices known, by state", float64(n), "state", string(state))
 	}
-	ending, err := c.s.reg.ExpiringCertificates(ctx, time.Now().Add(expiresSoon), maxExpiring)
+	m.counter("hawser_clones_total", "times that the boots of a device proved two holders of its identity", float64(c.s.up.clones.Load()))
+	if n, err := c.s.reg.CloneCount(ctx); err == nil {
+		m.gauge("hawser_devices_cloned", "devices of which two were seen, and that nobody has released yet", float64(n))
+	}
+	ending, err := c.s.reg.ExpiringCertificates(ctx, time.Now().Add(30*day), maxExpiring)
 	if err != nil {
 		return
 	}
 	m.gauge("hawser_client_certificates_ending", "client certificates that end within 30 days, at most 100", float64(len(ending)))
 	if len(ending) > 0 {
 		m.gauge("hawser_client_certificate_expiry_seconds", "seconds until the next client certificate ends", time.Until(ending[0].NotAfter).Seconds())
+	}
+}
+
+// expiry tells of the certificates that status lists, and how many of them are near their end.
+func (c collector) expiry(ctx context.Context, m metrics) {
+	now := time.Now()
+	list, err := newBackend(c.s.layout, c.s.reg, c.s).expiries(ctx, now)
+	if err != nil {
+		return
+	}
+	counts := map[string]float64{admin.Warn60Days: 0, admin.Warn30Days: 0, admin.Warn7Days: 0, admin.WarnExpired: 0}
+	for _, e := range list {
+		if e.Warning != "" {
+			counts[e.Warning]++
+		}
+		renewed := "no"
+		if e.Renewed {
+			renewed = "yes"
+		}
+		m.gaugeOf("hawser_certificate_expiry_seconds", "seconds until a certificate ends: the broker's, and others that end within 60 days",
+			e.NotAfter.Sub(now).Seconds(), []string{"kind", "owner", "renewed"}, e.Kind, e.Owner, renewed)
+	}
+	for within, n := range counts {
+		m.labelled("hawser_certificates_ending", "certificates by how near their end is", n, "within", within)
 	}
 }
 
@@ -145,6 +176,10 @@ func (m metrics) gauge(name, help string, v float64) {
 
 func (m metrics) labelled(name, help string, v float64, label, value string) {
 	m.ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, []string{label}, nil), prometheus.GaugeValue, v, value)
+}
+
+func (m metrics) gaugeOf(name, help string, v float64, labels []string, values ...string) {
+	m.ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, labels, nil), prometheus.GaugeValue, v, values...)
 }
 
 func (m metrics) info(name, help, label, value string) { m.labelled(name, help, 1, label, value) }

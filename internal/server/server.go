@@ -14,6 +14,7 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -33,6 +34,7 @@ import (
 	"hawser/internal/identity"
 	"hawser/internal/msglog"
 	"hawser/internal/registry"
+	"hawser/internal/rollover"
 )
 
 // drainFor bounds how long Run waits for clients and the log when it stops.
@@ -43,6 +45,8 @@ type Config struct {
 	Dir     string // state directory of the fleet
 	Listen  string // in place of serve.listen
 	Metrics string // in place of serve.metrics
+	API     string // in place of serve.api
+	OnClone string // in place of devices.on_clone
 	Version string // for status and metrics
 	Logger  *slog.Logger
 
@@ -52,28 +56,33 @@ type Config struct {
 
 // Server is a running server.
 type Server struct {
-	cfg     Config
-	log     *slog.Logger
-	layout  *fleet.Layout
-	lock    *durable.FileLock
-	reg     *registry.Registry
-	mlog    *msglog.Log
-	br      *broker.Broker
-	cmds    *command.Service
-	leaves  *leaves
-	feed    *worker // follows the registry
-	work    *worker // follows the devices
-	up      *uplink
-	down    *downlink
-	seen    *presence
-	rates   rates
-	start   registry.ServerStart
-	started time.Time
+	cfg      Config
+	log      *slog.Logger
+	layout   *fleet.Layout
+	lock     *durable.FileLock
+	reg      *registry.Registry
+	mlog     *msglog.Log
+	br       *broker.Broker
+	cmds     *command.Service
+	roll     *rollover.Service
+	leaves   *leaves
+	feed     *worker // follows the registry
+	work     *worker // follows the devices
+	up       *uplink
+	down     *downlink
+	seen     *presence
+	renewals *renewals
+	rates    rates
+	dropped  tally
+	ahead    changes
+	start    registry.ServerStart
+	started  time.Time
 
 	caKeys   int  // that lie beside the server
 	serving  bool // the broker has started
 	listener net.Listener
 	metrics  net.Listener // nil: off
+	api      net.Listener // nil: off
 	servers  []*http.Server
 
 	ending chan struct{}      // closed when Close begins
@@ -109,6 +118,9 @@ func Run(ctx context.Context, cfg Config) error {
 // Start starts everything and returns when connections are accepted. Close must
 // follow.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
+	if err := checkOnClone(cfg.OnClone); err != nil {
+		return nil, err
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -130,6 +142,14 @@ func (s *Server) MetricsAddr() net.Addr {
 		return nil
 	}
 	return s.metrics.Addr()
+}
+
+// APIAddr is where services renew their certificates; nil when that is off.
+func (s *Server) APIAddr() net.Addr {
+	if s.api == nil {
+		return nil
+	}
+	return s.api.Addr()
 }
 
 // Layout is the fleet's state directory.
@@ -176,6 +196,10 @@ func (s *Server) openFiles(ctx context.Context) error {
 
 // checkCAKeys: with a CA key beside it, a stolen server would be a stolen CA.
 func (s *Server) checkCAKeys() error {
+	for _, named := range s.layout.TokensNamed() {
+		s.log.Warn("a file beside the server names a token with a CA key: a thief of both needs only its PIN",
+			"file", filepath.Join(s.layout.Dir, named))
+	}
 	keys := s.layout.CAKeysPresent()
 	if len(keys) == 0 {
 		return nil
@@ -198,15 +222,22 @@ func (s *Server) listen(context.Context) error {
 	if s.listener, err = listenOn(addr, "--listen HOST:PORT"); err != nil {
 		return err
 	}
-	addr = s.cfg.Metrics
-	if addr == "" {
-		addr = s.layout.Config.Serve.Metrics
+	if s.metrics, err = listenIf(s.cfg.Metrics, s.layout.Config.Serve.Metrics, "--metrics HOST:PORT, or serve.metrics in hawser.toml"); err != nil {
+		return err
 	}
-	if addr == "" {
-		return nil
-	}
-	s.metrics, err = listenOn(addr, "--metrics HOST:PORT, or serve.metrics in hawser.toml")
+	s.api, err = listenIf(s.cfg.API, s.layout.Config.Serve.API, "--api HOST:PORT, or serve.api in hawser.toml")
 	return err
+}
+
+// listenIf listens on addr, else on what the configuration says, which may be nothing.
+func listenIf(addr, configured, how string) (net.Listener, error) {
+	if addr == "" {
+		addr = configured
+	}
+	if addr == "" {
+		return nil, nil
+	}
+	return listenOn(addr, how)
 }
 
 func listenOn(addr, how string) (net.Listener, error) {
@@ -248,6 +279,9 @@ func openRegistry(ctx context.Context, l *fleet.Layout, o registry.Options) (*re
 	if err == nil && m.FleetID != l.FleetID() {
 		err = fmt.Errorf("%s belongs to another fleet than hawser.toml\n%s", l.RegistryPath(), restore)
 	}
+	if err == nil {
+		err = matchTrust(ctx, l, r)
+	}
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
@@ -261,6 +295,11 @@ func openLog(ctx context.Context, l *fleet.Layout, r *registry.Registry, log *sl
 	}
 	cfg := logConfig(l.Config, l.LogDir(), l.NATSCredentials())
 	cfg.Logger = log
+	meta, err := r.Meta(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Requeue = meta.Requeue
 	m, err := msglog.Open(ctx, cfg, broker.KnownState(known))
 	switch {
 	case errors.Is(err, msglog.ErrDamaged), errors.Is(err, fs.ErrNotExist):
@@ -297,7 +336,8 @@ func logConfig(c *config.Config, dir, credentials string) msglog.Config {
 // openBroker makes what the start of the broker calls back into.
 func (s *Server) openBroker(ctx context.Context) error {
 	s.seen = newPresence(s.reg)
-	s.up = &uplink{reg: s.reg, log: s.log, work: s.work}
+	s.renewals = &renewals{reg: s.reg, log: s.log, work: s.work, newer: map[[32]byte]string{}}
+	s.up = &uplink{reg: s.reg, log: s.log, work: s.work, onClone: s.onClone()}
 	var err error
 	if s.down, err = newDownlink(ctx, s); err != nil {
 		return err
@@ -305,19 +345,48 @@ func (s *Server) openBroker(ctx context.Context) error {
 	s.br, err = broker.New(ctx, broker.Config{
 		Log: s.mlog, Store: s.reg, Limits: brokerLimits(s.layout.Config), Suites: s.layout.Config.TLS.SuiteIDs(),
 		Logger: s.log, Leaf: s.leaves.pick, Explain: s.explain,
-		Uplink: s.up.take, UplinkFloor: s.up.floor, Presence: s.seen.told,
+		Admitted: s.admitted, Uplink: s.up.take, UplinkFloor: s.up.floor, Presence: s.seen.told, QueueDropped: s.queueDropped,
+		Vouched: s.vouched(), Proven: s.proven,
 		Subscribed: func(id identity.ID, filter string) { s.work.do(func() { s.down.subscribed(id, filter) }) },
 	})
 	if err != nil {
 		return err
 	}
 	s.cmds, err = command.New(ctx, s.reg, direct{s.br}, s.log)
-	s.up.cmds, s.up.down = s.cmds, s.down
+	if err != nil {
+		return err
+	}
+	s.roll, err = rollover.New(ctx, rollover.Config{Store: s.reg, Sender: direct{s.br}, Log: s.log,
+		Encoding: s.down.encoding, InUse: s.rootInUse})
+	s.up.cmds, s.up.down, s.up.roll = s.cmds, s.down, s.roll
 	return err
 }
 
-// direct is command.Sender.
+// admitted is broker.Config.Admitted.
+func (s *Server) admitted(who identity.Principal, fingerprint [32]byte, _ string, leaf *x509.Certificate) {
+	if id, ok := who.ID(); ok {
+		s.roll.Admitted(id, fingerprint, leaf)
+		return
+	}
+	s.renewals.admitted(who, fingerprint)
+}
+
+// rootInUse is rollover.Config.InUse.
+func (s *Server) rootInUse(sequence uint64) *x509.Certificate {
+	_, set, ok := s.layout.AnchorSet(sequence)
+	if !ok {
+		return nil
+	}
+	return set.InUse
+}
+
+// direct is command.Sender and rollover.Sender.
 type direct struct{ br *broker.Broker }
+
+// SendPKI implements rollover.Sender.
+func (d direct) SendPKI(id identity.ID, payload []byte, done func(delivered bool)) {
+	d.br.SendDirect(id, "d/pki", payload, done)
+}
 
 // SendCommand implements command.Sender.
 func (d direct) SendCommand(id identity.ID, payload []byte, done func(delivered bool)) {
@@ -325,7 +394,7 @@ func (d direct) SendCommand(id identity.ID, payload []byte, done func(delivered 
 }
 
 func (s *Server) startBroker(ctx context.Context) error {
-	if err := s.admitAll(ctx); err != nil {
+	if err := errors.Join(s.admitAll(ctx), s.renewals.load(ctx)); err != nil {
 		return err
 	}
 	if err := s.br.Start(ctx); errors.Is(err, msglog.ErrDamaged) {
@@ -334,6 +403,9 @@ func (s *Server) startBroker(ctx context.Context) error {
 		return fmt.Errorf("start the broker: %w", err)
 	}
 	s.serving = true
+	if err := s.requeued(ctx); err != nil {
+		return err
+	}
 	wait, cancel := context.WithTimeout(ctx, drainFor)
 	defer cancel()
 	return s.announceStart(wait)
@@ -342,8 +414,10 @@ func (s *Server) startBroker(ctx context.Context) error {
 // goBackground starts what runs until Close.
 func (s *Server) goBackground(ctx context.Context) {
 	s.goTask(func() { s.cmds.Run(ctx) })
+	s.goTask(func() { s.roll.Run(ctx) })
 	s.goTask(func() { s.leaves.watch(ctx) })
 	s.goTask(func() { s.housekeeping(ctx) })
+	s.goTask(func() { s.watchExpiries(ctx) })
 	s.goTask(func() {
 		if err := s.br.Serve(s.listener); err != nil {
 			s.fail(fmt.Errorf("accept connections: %w", err))
@@ -423,7 +497,7 @@ func (s *Server) Close(ctx context.Context) error {
 func (s *Server) close(ctx context.Context) error {
 	close(s.ending)
 	var errs []error
-	for _, l := range []net.Listener{s.listener, s.metrics} {
+	for _, l := range []net.Listener{s.listener, s.metrics, s.api} {
 		if l != nil {
 			l.Close()
 		}

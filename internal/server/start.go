@@ -40,6 +40,10 @@ func lastStart(ctx context.Context, l *msglog.Log, checkpoint msglog.Pos) (last 
 // recordStart gives this start its number. An older registry that was restored
 // beside a newer log begins a new epoch of command ids.
 func (s *Server) recordStart(ctx context.Context) error {
+	m, err := s.reg.Meta(ctx)
+	if err != nil {
+		return err
+	}
 	state, err := s.reg.LogState(ctx)
 	if err != nil {
 		return err
@@ -52,10 +56,23 @@ func (s *Server) recordStart(ctx context.Context) error {
 		s.start, err = tx.RecordStart(last.Number, last.Epoch, time.Now())
 		return err
 	})
-	if err == nil && s.start.Raised {
+	if err == nil && m.RestoreDue {
+		s.log.Warn("this fleet was restored from a backup; command ids begin a new epoch",
+			"backup", m.BackupOf.Format(time.RFC3339), "epoch", s.start.Epoch)
+	} else if err == nil && s.start.Raised {
 		s.log.Warn("the registry is older than the log: it was restored; command ids begin a new epoch", "epoch", s.start.Epoch)
 	}
 	return err
+}
+
+// requeued forgets the mark of a restore: the start of the log has written the
+// queue messages that were missing, and no client was let in yet.
+func (s *Server) requeued(ctx context.Context) error {
+	m, err := s.reg.Meta(ctx)
+	if err != nil || m.Requeue == 0 {
+		return err
+	}
+	return s.reg.Update(ctx, func(tx *registry.Tx) error { return tx.Requeued() })
 }
 
 // storedFunc waits for one record.
@@ -92,6 +109,9 @@ func staleEpoch(ctx context.Context, reg *registry.Registry, l *msglog.Log) erro
 	m, err := reg.Meta(ctx)
 	if err != nil {
 		return err
+	}
+	if m.RestoreDue {
+		return errors.New("the registry was restored from a backup\nhint: hawser serve once, which begins a new epoch of ids")
 	}
 	last, err := lastStart(ctx, l, msglog.Pos(m.Checkpoint))
 	if err == nil && last.Number > m.Start {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"hawser/device"
+	"hawser/internal/fleet"
+	"hawser/internal/pki"
 )
 
 const (
@@ -20,16 +22,16 @@ const (
 	backoffMost = 30 * time.Second
 )
 
-// Config says what the devices do. Members, Server and Roots are required.
+// Config says what the devices do. Members and Layout are required.
 type Config struct {
 	Members  []*Member
-	Server   string // "name:port"; the name is checked in the server's certificate
-	Address  string // where to reach it, "host:port"; "" looks the name up
-	Roots    []*x509.Certificate
-	Topic    string  // what is published to, beginning with "u/"
-	Rate     float64 // messages per second and device; 0: they only listen
-	Count    uint64  // messages of each device; 0: no end
-	Size     int     // bytes of a payload; 0: as long as it takes
+	Layout   *fleet.Layout // the devices are born with its newest anchor set
+	Address  string        // where the server is, "host:port", whatever its names; "" looks them up
+	Faults   []Fault       // of the last members, in this order
+	Topic    string        // what is published to, beginning with "u/"
+	Rate     float64       // messages per second and device; 0: they only listen
+	Count    uint64        // messages of each device; 0: no end
+	Size     int           // bytes of a payload; 0: as long as it takes
 	Class    string
 	Firmware string
 	JSON     bool // speak JSON in Hawser's own messages too
@@ -38,6 +40,9 @@ type Config struct {
 // Fleet is simulated devices at work.
 type Fleet struct {
 	cfg     Config
+	anchors []byte
+	set     *pki.AnchorSet
+	roots   []*x509.Certificate // of set; shared by all devices
 	units   []*Unit
 	devices sync.WaitGroup
 	senders sync.WaitGroup
@@ -63,9 +68,14 @@ type Fleet struct {
 // follow.
 func Start(ctx context.Context, cfg Config) (*Fleet, error) {
 	f := &Fleet{cfg: cfg, all: make(chan struct{})}
+	var err error
+	if f.anchors, f.set, err = cfg.Layout.Anchors(); err != nil {
+		return nil, err
+	}
+	f.roots = []*x509.Certificate{f.set.InUse, f.set.Standby}
 	ctx, f.stop = context.WithCancel(context.WithoutCancel(ctx))
-	for _, m := range cfg.Members {
-		u, err := newUnit(f, m)
+	for i, m := range cfg.Members {
+		u, err := newUnit(f, m, cfg.fault(i))
 		if err != nil {
 			f.stop()
 			return nil, err
@@ -92,7 +102,7 @@ func (f *Fleet) launch(ctx context.Context) {
 		f.devices.Add(1)
 		go func() {
 			defer f.devices.Done()
-			_ = u.device.Run(ctx) // ends with ctx, and only so
+			u.live(ctx)
 		}()
 	}
 }
@@ -202,20 +212,18 @@ func (f *Fleet) note(text string) {
 	f.trouble = text
 }
 
-// dial is device.Config.Dial where the address is known.
-func (f *Fleet) dial(ctx context.Context, network, _ string) (net.Conn, error) {
-	var d net.Dialer
-	return d.DialContext(ctx, network, f.cfg.Address)
+// dial goes to the server, which has all names that devices know.
+func (f *Fleet) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if f.cfg.Address != "" {
+		addr = f.cfg.Address
+	}
+	return new(net.Dialer).DialContext(ctx, network, addr)
 }
 
 func (f *Fleet) deviceConfig(m *Member) device.Config {
-	c := device.Config{
-		Servers: []string{f.cfg.Server}, Certificate: m.Cert, Roots: f.cfg.Roots, Store: new(device.MemStore),
+	return device.Config{
+		Certificate: m.Cert, Anchors: f.anchors, Roots: f.roots,
 		Class: f.cfg.Class, Firmware: f.cfg.Firmware, Boot: "simulated", JSON: f.cfg.JSON,
 		QueueLimit: queueLimit, BackoffMax: backoffMost, AllowChaCha: true, Clock: time.Now,
 	}
-	if f.cfg.Address != "" {
-		c.Dial = f.dial
-	}
-	return c
 }

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"hawser/device"
 	"hawser/internal/admin"
 	"hawser/internal/fleet"
 	"hawser/internal/identity"
@@ -26,11 +25,11 @@ type rig struct {
 	server *server.Server
 }
 
-func newRig(t testing.TB) *rig {
+func newRig(t testing.TB, more ...string) *rig {
 	t.Helper()
 	ctx := t.Context()
 	dir := filepath.Join(t.TempDir(), "fleet")
-	l, err := server.Create(ctx, fleet.InitOptions{Dir: dir, Domains: []string{"localhost"}, Trial: true}, "test", nil)
+	l, err := server.Create(ctx, fleet.InitOptions{Dir: dir, Domains: append([]string{"localhost"}, more...), Trial: true}, "test", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,19 +59,13 @@ func (r *rig) enrol(n int) (all []*sim.Member, fresh int) {
 	return all, fresh
 }
 
-func (r *rig) start(members []*sim.Member, rate float64, count uint64) *sim.Fleet {
+func (r *rig) start(members []*sim.Member, rate float64, count uint64, faults ...sim.Fault) *sim.Fleet {
 	r.t.Helper()
-	text, err := os.ReadFile(r.layout.BrokerRootsPath())
+	l, err := fleet.OpenLayout(r.layout.Dir) // as it is now
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	roots, err := device.ParseRoots(text)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	addr := r.server.Addr().String()
-	_, port, _ := strings.Cut(addr, ":")
-	f, err := sim.Start(r.t.Context(), sim.Config{Members: members, Server: "localhost:" + port, Address: addr, Roots: roots,
+	f, err := sim.Start(r.t.Context(), sim.Config{Members: members, Layout: l, Address: r.server.Addr().String(), Faults: faults,
 		Topic: "u/sim", Rate: rate, Count: count, Size: 64, Class: "sim", Firmware: "1"})
 	if err != nil {
 		r.t.Fatal(err)

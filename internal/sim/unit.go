@@ -2,23 +2,31 @@ package sim
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"math"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"hawser/device"
+	"hawser/internal/identity"
 )
 
 // Unit is one simulated device. It is also the slog.Handler of its device: what the kit
 // complains about is counted there.
 type Unit struct {
 	fleet  *Fleet
-	device *device.Device
-	who    uint32
-	leave  func() // gives the place among the connecting up; set before Run
+	member *Member
+	fault  Fault
+	store  device.Store
+	leave  func()                        // gives the place among the connecting up; set before live
+	device atomic.Pointer[device.Device] // nil for a liar, which is none of the kit
+
+	powerMu sync.Mutex
+	off     chan struct{}      // guarded by powerMu: not nil while there is no power; closed when it is back
+	stop    context.CancelFunc // guarded by powerMu: ends the device that runs
+	raw     net.Conn           // guarded by powerMu: its connection
 
 	met     sync.Once
 	on      atomic.Bool
@@ -26,17 +34,128 @@ type Unit struct {
 	value   atomic.Uint64 // bits of the last one acknowledged
 	latency atomic.Int64  // nanoseconds of the last message
 	command atomic.Pointer[string]
+	trouble atomic.Pointer[string]
 }
 
-func newUnit(f *Fleet, m *Member) (*Unit, error) {
-	u := &Unit{fleet: f, who: uint32(m.ID), leave: func() {}}
-	cfg := f.deviceConfig(m)
-	cfg.Connected, cfg.Disconnected, cfg.Command = u.connected, u.disconnected, u.run
-	cfg.Log = slog.New(ear{u})
-	var err error
-	u.device, err = device.New(cfg)
-	return u, err
+func newUnit(f *Fleet, m *Member, fault Fault) (*Unit, error) {
+	u := &Unit{fleet: f, member: m, fault: fault, leave: func() {}}
+	u.store = new(device.MemStore)
+	if fault != Sound {
+		u.store = &faultStore{Store: u.store, unit: u}
+	}
+	return u, u.boot()
 }
+
+// boot makes the device of what its store holds.
+func (u *Unit) boot() error {
+	if u.fault == Liar {
+		return nil
+	}
+	cfg := u.fleet.deviceConfig(u.member)
+	cfg.Connected, cfg.Disconnected, cfg.Command = u.connected, u.disconnected, u.run
+	cfg.Store, cfg.Dial, cfg.Log = u.store, u.dial, slog.New(ear{u})
+	if err := u.misprovision(&cfg); err != nil {
+		return err
+	}
+	d, err := device.New(cfg)
+	if err == nil {
+		u.device.Store(d)
+	}
+	return err
+}
+
+// live runs the device until ctx ends, also over losses of power.
+func (u *Unit) live(ctx context.Context) {
+	for first := true; u.awaitPower(ctx); first = false {
+		if !first {
+			if err := u.boot(); err != nil {
+				u.complain(err.Error())
+				return
+			}
+		}
+		run, stop := context.WithCancel(ctx)
+		u.powerMu.Lock()
+		u.stop = stop
+		off := u.off != nil
+		u.powerMu.Unlock()
+		if !off {
+			u.operate(run)
+		}
+		stop()
+	}
+}
+
+func (u *Unit) operate(ctx context.Context) {
+	if d := u.device.Load(); d != nil {
+		_ = d.Run(ctx) // ends with ctx, and only so
+		return
+	}
+	(&liar{unit: u}).run(ctx)
+}
+
+// awaitPower reports whether to go on.
+func (u *Unit) awaitPower(ctx context.Context) bool {
+	u.powerMu.Lock()
+	off := u.off
+	u.powerMu.Unlock()
+	if off != nil {
+		select {
+		case <-off:
+		case <-ctx.Done():
+		}
+	}
+	return ctx.Err() == nil
+}
+
+// PowerOff takes the power away, without a goodbye. What is open has failed.
+func (u *Unit) PowerOff() {
+	u.powerMu.Lock()
+	defer u.powerMu.Unlock()
+	if u.off == nil {
+		u.off = make(chan struct{})
+	}
+	u.cut()
+}
+
+// cut ends what runs, without a goodbye. powerMu is held.
+func (u *Unit) cut() {
+	if u.raw != nil {
+		_ = u.raw.Close()
+	}
+	if u.stop != nil {
+		u.stop()
+	}
+}
+
+// PowerOn starts the device again, from its store.
+func (u *Unit) PowerOn() {
+	u.powerMu.Lock()
+	defer u.powerMu.Unlock()
+	if u.off != nil {
+		close(u.off)
+		u.off = nil
+	}
+}
+
+func (u *Unit) powered() bool {
+	u.powerMu.Lock()
+	defer u.powerMu.Unlock()
+	return u.off == nil
+}
+
+func (u *Unit) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	c, err := u.fleet.dial(ctx, network, addr)
+	u.powerMu.Lock()
+	defer u.powerMu.Unlock()
+	u.raw = c
+	return c, err
+}
+
+// ID is the device's.
+func (u *Unit) ID() identity.ID { return u.member.ID }
+
+// Fault is what is wrong with the device.
+func (u *Unit) Fault() Fault { return u.fault }
 
 func (u *Unit) connected(string) {
 	u.leave()
@@ -65,11 +184,15 @@ func (u *Unit) run(_ context.Context, cmd device.Command) (device.Value, error) 
 	return device.ValueOf(map[string]string{"did": cmd.Name, "with": args})
 }
 
-// publish sends the n-th message and does not wait.
+// publish sends the n-th message and does not wait. Without power there is none.
 func (u *Unit) publish(n uint64) {
-	f, value, start := u.fleet, celsius(u.who, n), time.Now()
+	d := u.device.Load()
+	if d == nil || !u.powered() {
+		return
+	}
+	f, value, start := u.fleet, celsius(uint32(u.member.ID), n), time.Now()
 	f.sent.Add(1)
-	err := u.device.PublishAsync(f.cfg.Topic, payload(n, value, f.cfg.Size), 1, func(err error) {
+	err := d.PublishAsync(f.cfg.Topic, payload(n, value, f.cfg.Size), 1, func(err error) {
 		if err != nil {
 			f.failed.Add(1)
 			return
@@ -83,7 +206,7 @@ func (u *Unit) publish(n uint64) {
 	})
 	if err != nil {
 		f.failed.Add(1)
-		f.note(fmt.Sprintf("%s: %v", u.device.ID(), err))
+		u.complain(err.Error())
 	}
 }
 
@@ -95,16 +218,25 @@ type View struct {
 	Value   float64 // the last one acknowledged
 	Command string  // name of the last one, "" if none came
 	Latency time.Duration
+	Trouble string // the last one, "" if there was none
 }
 
 // View is what the device has done so far.
 func (u *Unit) View() View {
-	v := View{ID: u.device.ID(), Online: u.on.Load(), Acked: u.acked.Load(),
+	v := View{ID: u.member.ID.String(), Online: u.on.Load(), Acked: u.acked.Load(),
 		Value: math.Float64frombits(u.value.Load()), Latency: time.Duration(u.latency.Load())}
 	if name := u.command.Load(); name != nil {
 		v.Command = *name
 	}
+	if text := u.trouble.Load(); text != nil {
+		v.Trouble = *text
+	}
 	return v
+}
+
+func (u *Unit) complain(text string) {
+	u.trouble.Store(&text)
+	u.fleet.note(u.member.ID.String() + ": " + text)
 }
 
 // ear listens to what the kit logs for one device.
@@ -116,14 +248,14 @@ func (e ear) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.Le
 // Handle implements slog.Handler. It is no place to wait: the kit calls it.
 func (e ear) Handle(_ context.Context, r slog.Record) error {
 	e.u.leave()
-	text := e.u.device.ID() + ": " + r.Message
+	text := r.Message
 	r.Attrs(func(a slog.Attr) bool {
 		if a.Key == "error" || a.Key == "reason" {
 			text += ": " + a.Value.String()
 		}
 		return true
 	})
-	e.u.fleet.note(text)
+	e.u.complain(text)
 	return nil
 }
 
