@@ -113,17 +113,24 @@ func Broker(ctx context.Context, o BrokerOptions) (*Report, error) {
 	return r.report, ctx.Err()
 }
 
-// complete fills in what was left out.
-func (o *BrokerOptions) complete() (err error) {
-	host, _, err := net.SplitHostPort(o.Target)
-	if err != nil {
-		return fmt.Errorf("%q is not HOST:PORT: %w", o.Target, err)
+// Check tells what is wrong with the target or the topics.
+func (o *BrokerOptions) Check() error {
+	if _, _, err := net.SplitHostPort(o.Target); err != nil {
+		return fmt.Errorf("%q is not HOST:PORT", o.Target)
 	}
-	if !strings.Contains(o.Topics, "{id}") || !strings.HasSuffix(o.Topics, "#") {
-		return fmt.Errorf("the topics %q must hold {id} and end with #", o.Topics)
+	if !strings.Contains(o.Topics, "{id}") || !strings.HasSuffix(o.Topics, "/#") {
+		return fmt.Errorf("topics %q do not hold {id} and end with /#", o.Topics)
+	}
+	return nil
+}
+
+// complete fills in what was left out.
+func (o *BrokerOptions) complete() error {
+	if err := o.Check(); err != nil {
+		return err
 	}
 	if o.Name == "" {
-		o.Name = host
+		o.Name, _, _ = net.SplitHostPort(o.Target) // Check has tried it
 	}
 	if o.Profile == "" {
 		o.Profile = MCU
