@@ -317,20 +317,28 @@ func (p *intruder) old(max uint16) error {
 	c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, ServerName: p.o.Name, MinVersion: tls.VersionTLS10, MaxVersion: max, CipherSuites: allSuites(),
 		Certificates: []tls.Certificate{{Certificate: [][]byte{p.o.Device.DER}, PrivateKey: p.o.Device.Key}}})
 	if err := c.Handshake(); err != nil {
-		return p.settle(Pass, "refused in the handshake: %v", err)
+		return p.refusedOld("in the handshake", err)
 	}
 	connect := &mqtt.Connect{Version: mqtt.V311, CleanStart: true, ClientID: p.o.Device.Name}
 	if _, err := c.Write(connect.Append(nil, mqtt.V311)); err != nil {
-		return p.settle(Pass, "refused: %v", err)
+		return p.refusedOld("at CONNECT", err)
 	}
 	buf := make([]byte, 4)
-	if _, err := io.ReadFull(c, buf); err != nil { // TLS 1.0 comes in two records
-		return p.settle(Pass, "refused after the handshake: %v", err)
-	} else if buf[0] == 0x20 && buf[3] == 0 {
+	if _, err := io.ReadFull(c, buf); err != nil { // TLS 1.0 brings it in two records
+		return p.refusedOld("after the handshake", err)
+	}
+	if buf[0] == 0x20 && buf[3] == 0 {
 		if max == tls.VersionTLS12 && p.o.Profile == General {
 			return p.settle(Warn, "it was let in over TLS 1.2: legitimate for a general broker, outside the profile of a microcontroller's")
 		}
 		return p.settle(Fail, "it was let in over %s", tls.VersionName(c.ConnectionState().Version))
 	}
 	return p.settle(Pass, "refused in CONNACK")
+}
+
+func (p *intruder) refusedOld(where string, err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return p.settle(Inconclusive, "neither let in nor refused within %v", p.o.Step)
+	}
+	return p.settle(Pass, "refused %s: %v", where, err)
 }

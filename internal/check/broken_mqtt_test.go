@@ -40,17 +40,19 @@ const (
 	grantsSystem   fault = "grants $SYS/#"
 	opensSystem    fault = "grants $SYS/#, and tells what is there"
 	writesAll      fault = "does not look at who publishes"
-	writesQoS0     fault = "does not look at who publishes at QoS 0"
-	writesQoS2     fault = "does not look at who publishes at QoS 2"
-	writesV5       fault = "does not look at who publishes in MQTT 5.0"
-	writesRetained fault = "does not look at who publishes a retained message"
+	writesQoS0     fault = "does not look at which device publishes at QoS 0"
+	writesQoS1     fault = "does not look at which device publishes at QoS 1"
+	writesQoS2     fault = "does not look at which device publishes at QoS 2"
+	writesV5       fault = "does not look at which device publishes in MQTT 5.0"
+	writesRetained fault = "does not look at which device publishes a retained message"
 	writesSystem   fault = "takes messages on $SYS/"
 	takesAlias     fault = "takes an alias that was never set"
 
-	anyWill         fault = "does not look at the topic of a Will"
-	anyWillRetained fault = "does not look at the topic of a retained Will"
-	anyWillV5       fault = "does not look at the topic of a Will in MQTT 5.0"
+	anyWill         fault = "does not look at the topic of a device's Will"
+	anyWillRetained fault = "does not look at the topic of a device's retained Will"
+	anyWillV5       fault = "does not look at the topic of a device's Will in MQTT 5.0"
 	serviceWrites   fault = "lets a service write where it may not even read"
+	serviceWritesV5 fault = "lets a service write where it may not even read, in MQTT 5.0"
 	serviceWills    fault = "does not look at the topic of a service's Will"
 	serviceTakes    fault = "lets a service take over a device's session"
 
@@ -59,45 +61,62 @@ const (
 	diesOfFilters fault = "dies of 1,000 subscriptions"
 
 	keepsOpen     fault = "leaves the connections of the revoked open"
-	readmits      fault = "lets the revoked in again"
+	readmits      fault = "looks at revocations at its start alone"
 	keepsWill     fault = "publishes the Will of the revoked"
 	keepsRetained fault = "delivers retained messages of the revoked"
 	keepsQueued   fault = "delivers queued messages of the revoked"
 	keepsFlight   fault = "sends messages of the revoked again"
 )
 
-// forgiven are faults of parsing: what package mqtt says about a packet that is not
-// taken as malformed.
-var forgiven = map[fault]string{
-	"takes a client id with a NUL":                        "string holds U+0000",
-	"takes a client id that is not UTF-8":                 "string is not UTF-8",
-	"takes a filter with # inside":                        "wildcard in the middle of a topic filter",
-	"takes a filter with + inside a level":                "wildcard in the middle of a topic filter",
-	"takes an empty filter":                               "topic filter is empty",
-	"takes a shared subscription without group or filter": "shared subscription without a group name or a filter",
-	"takes a filter with a NUL":                           "string holds U+0000",
-	"takes a filter that is not UTF-8":                    "string is not UTF-8",
-	"takes a topic with wildcards":                        "topic name holds a wildcard",
-	"takes a length of five bytes":                        "length of more than four bytes",
-	"takes another protocol":                              "not the protocol name MQTT",
-	"takes the reserved flag of CONNECT":                  "reserved flag of CONNECT",
-	"takes a Will of QoS 3":                               "Will QoS 3",
-	"takes Will flags without a Will":                     "Will QoS or Will retain without a Will",
-	"takes a password without a user name":                "password without a user name",
-	"passes over packets of type 0":                       "packet type 0",
-	"takes QoS 3":                                         "QoS 3",
-	"takes reserved flags of SUBSCRIBE":                   "reserved flags of the fixed header",
-	"passes over a topic longer than its packet":          "packet ends too early",
-	"takes a topic that is not UTF-8":                     "string is not UTF-8",
-	"takes a topic with a NUL":                            "string holds U+0000",
-	"takes a PUBLISH before CONNECT":                      "PUBLISH before CONNECT",
-	"takes a second CONNECT":                              "second CONNECT",
+// pardon is what package mqtt says about a packet of that type, with those bytes in it,
+// that a broken broker does not take as malformed.
+type pardon struct {
+	text string
+	kind mqtt.Type // 0: the header itself
+	with string
 }
 
-func (b *broker) forgives(err error) bool {
-	text, ok := forgiven[b.fault]
+const (
+	saysNUL    = "string holds U+0000"
+	saysUTF8   = "string is not UTF-8"
+	saysMiddle = "wildcard in the middle of a topic filter"
+	saysShare  = "shared subscription without a group name or a filter"
+)
+
+// pardons are the faults of parsing.
+func pardons() map[fault]pardon {
+	return map[fault]pardon{
+		"takes a client id with a NUL":                 {saysNUL, mqtt.CONNECT, ""},
+		"takes a client id that is not UTF-8":          {saysUTF8, mqtt.CONNECT, ""},
+		"takes a filter with # inside":                 {saysMiddle, mqtt.SUBSCRIBE, "#"},
+		"takes a filter with + inside a level":         {saysMiddle, mqtt.SUBSCRIBE, "+"},
+		"takes an empty filter":                        {"topic filter is empty", mqtt.SUBSCRIBE, ""},
+		"takes a shared subscription without a group":  {saysShare, mqtt.SUBSCRIBE, "$share//"},
+		"takes a shared subscription without a filter": {saysShare, mqtt.SUBSCRIBE, "$share/g"},
+		"takes a filter with a NUL":                    {saysNUL, mqtt.SUBSCRIBE, ""},
+		"takes a filter that is not UTF-8":             {saysUTF8, mqtt.SUBSCRIBE, ""},
+		"takes a topic with wildcards":                 {"topic name holds a wildcard", mqtt.PUBLISH, ""},
+		"takes a length of five bytes":                 {"length of more than four bytes", 0, ""},
+		"takes another protocol":                       {"not the protocol name MQTT", mqtt.CONNECT, ""},
+		"takes the reserved flag of CONNECT":           {"reserved flag of CONNECT", mqtt.CONNECT, ""},
+		"takes a Will of QoS 3":                        {"Will QoS 3", mqtt.CONNECT, ""},
+		"takes Will flags without a Will":              {"Will QoS or Will retain without a Will", mqtt.CONNECT, ""},
+		"takes a password without a user name":         {"password without a user name", mqtt.CONNECT, ""},
+		"passes over packets of type 0":                {"packet type 0", 0, ""},
+		"takes QoS 3":                                  {"QoS 3", mqtt.PUBLISH, ""},
+		"takes reserved flags of SUBSCRIBE":            {"reserved flags of the fixed header", mqtt.SUBSCRIBE, ""},
+		"passes over a topic longer than its packet":   {"packet ends too early", mqtt.PUBLISH, ""},
+		"takes a topic that is not UTF-8":              {saysUTF8, mqtt.PUBLISH, ""},
+		"takes a topic with a NUL":                     {saysNUL, mqtt.PUBLISH, ""},
+		"takes a PUBLISH before CONNECT":               {"PUBLISH before CONNECT", mqtt.PUBLISH, ""},
+		"takes a second CONNECT":                       {"second CONNECT", mqtt.CONNECT, ""},
+	}
+}
+
+func (b *broker) forgives(err error, kind mqtt.Type, body []byte) bool {
+	x, ok := pardons()[b.fault]
 	var e *mqtt.Error
-	return ok && errors.As(err, &e) && e.Text == text
+	return ok && errors.As(err, &e) && e.Text == x.text && kind == x.kind && strings.Contains(string(body), x.with)
 }
 
 func wrong(text string) error { return &mqtt.Error{Code: mqtt.ProtocolError, Text: text} }
@@ -115,7 +134,8 @@ func (p *peer) handle(h mqtt.Header, body []byte) (err error) {
 	if err == nil {
 		return nil
 	}
-	if p.b.forgives(err) {
+	if p.b.forgives(err, h.Type, body) {
+		p.pardoned = true
 		return p.anyway(h, body)
 	}
 	if p.b.has(diesOfMalformed) && errors.As(err, new(*mqtt.Error)) {
@@ -177,7 +197,7 @@ func (p *peer) connect(h mqtt.Header, body []byte) error {
 	if p.b.has(noCertificate) {
 		p.name = c.ClientID
 	}
-	if p.b.has(takesOver) || p.b.has(serviceTakes) && p.name == nameService {
+	if p.b.has(takesOver) && p.name != nameService || p.b.has(serviceTakes) && p.name == nameService {
 		p.b.mu.Lock()
 		if s := p.b.sessions[c.ClientID]; s != nil && s.at != nil {
 			s.at.raw.Close()
@@ -217,8 +237,10 @@ func (p *peer) mayConnect(c *mqtt.Connect) mqtt.ReasonCode {
 
 func (p *peer) mayWill(w *mqtt.Will) bool {
 	b := p.b
-	return p.mayWrite(w.Topic) || b.has(anyWill) && !w.Retain || b.has(anyWillRetained) && w.Retain || b.has(anyWillV5) && p.v == mqtt.V5 ||
-		b.has(serviceWills) && p.name == nameService
+	if p.name == nameService {
+		return b.has(serviceWills)
+	}
+	return p.mayWrite(w.Topic) || b.has(anyWill) && !w.Retain && p.v == mqtt.V311 || b.has(anyWillRetained) && w.Retain || b.has(anyWillV5) && p.v == mqtt.V5
 }
 
 // welcome opens the session and sends what waits in it.
@@ -226,7 +248,7 @@ func (p *peer) welcome(c *mqtt.Connect) error {
 	b := p.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.revoked[p.name] && !b.has(noRevocation, readmits) {
+	if b.revoked[p.name] && !b.has(b.readmission(p.name)) {
 		return io.EOF
 	}
 	if p.id = c.ClientID; p.id == "" {
@@ -263,7 +285,7 @@ func (p *peer) rights() string {
 
 func (p *peer) mayWrite(topic string) bool {
 	if p.name == nameService {
-		return p.b.has(serviceWrites)
+		return p.b.has(serviceWrites) && p.v == mqtt.V311 || p.b.has(serviceWritesV5) && p.v == mqtt.V5
 	}
 	return strings.HasPrefix(topic, "private/"+p.rights()+"/")
 }
@@ -387,14 +409,14 @@ func (p *peer) mayPublish(topic string, m *mqtt.Publish) bool {
 		return b.has(writesSystem)
 	case p.mayWrite(topic), b.has(writesAll), topic == "" && b.has(takesAlias):
 		return true
-	case b.has(writesQoS0):
-		return m.QoS == 0
-	case b.has(writesQoS2):
-		return m.QoS == 2
-	case b.has(writesV5):
-		return p.v == mqtt.V5 && p.name != nameService
+	case p.name == nameService:
+		return false
+	case p.v == mqtt.V5:
+		return b.has(writesV5)
+	case m.Retain:
+		return b.has(writesRetained)
 	}
-	return b.has(writesRetained) && m.Retain
+	return b.has([]fault{writesQoS0, writesQoS1, writesQoS2}[m.QoS])
 }
 
 func (p *peer) answer(m *mqtt.Publish, code mqtt.ReasonCode) {

@@ -73,7 +73,7 @@ type broker struct {
 	crash sync.Once
 
 	admitting sync.Mutex    // held during handshakes by a broker that has one place for them
-	places    chan struct{} // a place for each connection that is not admitted yet, if they are few
+	places    chan struct{} // a place for each connection that is not admitted yet, where they are few
 
 	mu       sync.Mutex // guards what follows
 	open     map[net.Conn]bool
@@ -136,6 +136,10 @@ func (b *broker) accept() {
 		if err != nil {
 			return
 		}
+		if b.has(silentPlaces) && !b.place(true) {
+			c.Close()
+			continue
+		}
 		b.mu.Lock()
 		b.open[c] = true
 		b.mu.Unlock()
@@ -192,6 +196,8 @@ type peer struct {
 	data    []byte
 	unacked int // QoS 2 messages that were not released
 	filters int
+
+	pardoned bool // it has sent what should have ended the connection
 }
 
 func (p *peer) write(done chan struct{}) {
@@ -233,7 +239,7 @@ func (p *peer) read() {
 	for p.id == "" || p.session != nil {
 		p.raw.SetReadDeadline(p.deadline(until))
 		h, body, err := p.packet()
-		if err != nil && !p.b.forgives(err) {
+		if err != nil && !p.b.forgives(err, 0, nil) {
 			if p.b.has(diesOfMalformed) && errors.As(err, new(*mqtt.Error)) {
 				p.b.die()
 			}
@@ -252,7 +258,7 @@ func (p *peer) read() {
 // deadline is when a client that has not said CONNECT is thrown out.
 func (p *peer) deadline(until time.Time) time.Time {
 	switch {
-	case p.id != "" || p.b.has(waitsForConnect, oneLock, "takes a PUBLISH before CONNECT"):
+	case p.id != "" || p.pardoned || p.b.has(waitsForConnect, oneLock):
 		return time.Time{}
 	case p.b.has(renewsTime):
 		return time.Now().Add(connectTime)

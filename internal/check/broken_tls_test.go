@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"hawser/internal/check/tls13"
@@ -28,7 +29,7 @@ const (
 	skipsRSA        fault = "lets pass what has an RSA key"
 	noDates         fault = "ignores dates"
 	noUsage         fault = "ignores the extended key usage"
-	noRevocation    fault = "forgets who was revoked"
+	noRevocation    fault = "forgets revocations when it starts again"
 	takesTLS12      fault = "takes TLS 1.2"
 	takesTLS11      fault = "takes TLS 1.1"
 	takesTLS10      fault = "takes TLS 1.0"
@@ -44,7 +45,8 @@ const (
 	neverFinished   fault = "does not wait for Finished"
 	endless         fault = "gathers handshake messages of any length"
 	oneHandshake    fault = "has one place for handshakes"
-	hundredPlaces   fault = "has a hundred places for clients that say nothing, for ever"
+	silentPlaces    fault = "has a hundred places for clients that say nothing, for ever"
+	halfPlaces      fault = "has a hundred places for handshakes that do not end, for ever"
 	diesOfUpdates   fault = "dies of 1,000 KeyUpdates"
 	diesOfEmpty     fault = "dies of 1,000 empty records"
 	diesOfCCS       fault = "dies of 1,000 change_cipher_spec records"
@@ -67,14 +69,7 @@ func (b *broker) admitted(raw net.Conn) (io.ReadWriter, string, error) {
 		b.admitting.Lock()
 		defer b.admitting.Unlock()
 	}
-	if b.has(hundredPlaces) {
-		select {
-		case b.places <- struct{}{}:
-			defer func() { <-b.places }()
-		default:
-			return nil, "", errStranger
-		}
-	} else if !b.has(oneHandshake, endless, waitsOnNoise) {
+	if !b.has(oneHandshake, silentPlaces, halfPlaces, endless, waitsOnNoise) {
 		raw.SetDeadline(time.Now().Add(5 * time.Second))
 		defer raw.SetDeadline(time.Time{})
 	}
@@ -85,6 +80,9 @@ func (b *broker) admitted(raw net.Conn) (io.ReadWriter, string, error) {
 	if err := c.Handshake(); err != nil {
 		return nil, "", b.refused(raw, err)
 	}
+	if b.has(halfPlaces) {
+		b.place(false)
+	}
 	s := c.ConnectionState()
 	if s.Version == tls.VersionTLS13 && s.CipherSuite == tls.TLS_AES_256_GCM_SHA384 && !b.has(takesAES256) {
 		return nil, "", errStranger
@@ -93,6 +91,21 @@ func (b *broker) admitted(raw net.Conn) (io.ReadWriter, string, error) {
 		return c, nameDevice, nil // whoever the client id says
 	}
 	return c, s.PeerCertificates[0].Subject.CommonName, nil
+}
+
+// place takes one of the few places, if there is one, or gives one back.
+func (b *broker) place(take bool) bool {
+	from, to := b.places, (chan struct{})(nil)
+	if take {
+		from, to = nil, b.places
+	}
+	select {
+	case to <- struct{}{}:
+	case <-from:
+	default:
+		return false
+	}
+	return true
 }
 
 // refused is what becomes of a handshake that failed.
@@ -115,6 +128,12 @@ func (b *broker) config() *tls.Config {
 		NextProtos: []string{"mqtt"}, SessionTicketsDisabled: true}
 	c.VerifyConnection = func(s tls.ConnectionState) error { return b.admit(s.PeerCertificates) }
 	c.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		if b.has(silentPlaces) {
+			b.place(false)
+		}
+		if newest := slices.Max(append(h.SupportedVersions, 0)); b.has(halfPlaces) && !b.place(true) || newest < tls.VersionTLS13 && newest != c.MinVersion {
+			return nil, errStranger
+		}
 		if slices.Contains(h.SupportedVersions, tls.VersionTLS13) && !slices.Contains(h.CipherSuites, tls13.AES128) && !b.has(takesAES256) {
 			return nil, errStranger
 		}
@@ -144,7 +163,7 @@ func (b *broker) admit(chain []*x509.Certificate) error {
 	b.mu.Lock()
 	revoked := b.revoked[chain[0].Subject.CommonName]
 	b.mu.Unlock()
-	if _, known := b.realm.people[chain[0].Subject.CommonName]; !known || revoked && !b.has(noRevocation, readmits) {
+	if _, known := b.realm.people[chain[0].Subject.CommonName]; !known || revoked && !b.has(b.readmission(chain[0].Subject.CommonName)) {
 		return errStranger
 	}
 	if b.waves(chain[0]) {
@@ -164,6 +183,15 @@ func (b *broker) admit(chain []*x509.Certificate) error {
 	}
 	_, err = chain[0].Verify(o)
 	return err
+}
+
+// readmission is the fault with which somebody comes in although he was revoked: before
+// the broker's start, or while it ran.
+func (b *broker) readmission(name string) fault {
+	if name == nameRevoked {
+		return noRevocation
+	}
+	return readmits
 }
 
 // waves reports whether the broker lets a certificate pass without a look at its signature.
@@ -205,7 +233,7 @@ func (b *broker) handshake(raw net.Conn) (io.ReadWriter, string, error) {
 	}
 	p, err := s.From(c, h)
 	if err != nil {
-		if b.has(endless) {
+		if b.has(endless) && strings.Contains(err.Error(), "a handshake message of") {
 			io.Copy(io.Discard, raw)
 		}
 		return nil, "", err

@@ -213,6 +213,7 @@ type intruder struct {
 	note    string
 	last    *tls13.Conn // whose end is the evidence
 	as      string      // the client id to log in with; "" is that of the first device
+	payload string      // of what it injects; "" until the first
 	siege   *siege
 	limit   time.Time // no wait of the case goes beyond it
 
