@@ -320,6 +320,14 @@ func (w *brokerPeople) load(o *check.BrokerOptions) (err error) {
 
 func (a *app) runBroker(ctx context.Context, o *check.BrokerOptions, out *reports) error {
 	o.Told = a.live()
+	if terminal(a.err) { // some cases wait for the broker's patience
+		p, told := &progress{app: a, live: true}, o.Told
+		o.Begun = func(c *check.Case) { p.show("trying %s: %s", c.ID, c.Does) }
+		o.Told = func(done, all int, r *check.Result) {
+			p.show("")
+			told(done, all, r)
+		}
+	}
 	rep, err := check.Broker(ctx, *o)
 	if rep != nil && ctx.Err() != nil {
 		a.conclude(rep)

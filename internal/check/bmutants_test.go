@@ -37,7 +37,8 @@ func trials() []trial {
 
 		{"B4.other", trustsID, Fail}, {"B4.plus", patternID, Fail}, {"B4.hash", patternID, Fail}, {"B4.dots", subjectID, Fail},
 		{"B4.slash", takesAnyID, Warn}, {"B4.lower", takesCase, Warn}, {"B4.longer", takesPrefix, Warn}, {"B4.long", takesAnyID, Warn},
-		{"B4.nul", "takes a client id with a NUL", Fail}, {"B4.not-utf8", "takes a client id that is not UTF-8", Fail},
+		{"B4.nul", "takes a client id with a NUL", Fail}, {"B4.nul", diesOfMalformed, Fail},
+		{"B4.not-utf8", "takes a client id that is not UTF-8", Fail},
 		{"B4.empty", takesEmptyID, Warn}, {"B4.takeover", takesOver, Fail}, {"B4.takeover", trustsID, Fail},
 
 		{"B5.all", grantsHash, Fail}, {"B5.all", grantsSilently, Warn}, {"B5.levels", forgetsPlus, Fail}, {"B5.own-below-plus", forgetsPlus, Warn},
@@ -47,7 +48,7 @@ func trials() []trial {
 
 		{"B6.hash-inside", "takes a filter with # inside", Fail}, {"B6.plus-inside", "takes a filter with + inside a level", Fail},
 		{"B6.empty", "takes an empty filter", Fail}, {"B6.share-empty", "takes a shared subscription without a group", Fail},
-		{"B6.share-no-filter", "takes a shared subscription without a filter", Fail}, {"B6.nul", "takes a filter with a NUL", Fail},
+		{"B6.share-no-filter", "takes a shared subscription without a filter", Fail}, {"B6.nul", "takes a filter with a NUL", Fail}, {"B6.nul", diesOfMalformed, Fail},
 		{"B6.not-utf8", "takes a filter that is not UTF-8", Fail},
 
 		{"B7.qos0", writesQoS0, Fail}, {"B7.qos1", writesQoS1, Fail}, {"B7.qos1", writesAll, Fail}, {"B7.qos2", writesQoS2, Fail}, {"B7.v5", writesV5, Fail},
@@ -171,6 +172,9 @@ func TestBrokerMatrix(t *testing.T) {
 			defer mu.Unlock()
 			if len(found) == 1 {
 				alone[found[0]] = true
+			}
+			if len(found) == 0 {
+				t.Errorf("no case finds out a broker that %s", f)
 			}
 			t.Logf("a broker that %s: %s", f, strings.Join(found, " "))
 		})

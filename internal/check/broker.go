@@ -72,6 +72,7 @@ type BrokerOptions struct {
 	Step     time.Duration
 	Patience time.Duration // how long a broker may keep a connection that says nothing useful
 	Only     []string
+	Begun    func(c *Case) // may be nil
 	Told     func(done, all int, r *Result)
 }
 
@@ -176,6 +177,9 @@ func (r *siege) tell(res *Result) {
 func (r *siege) one(ctx context.Context, c BrokerCase) *Result {
 	res := blank(&c.Case)
 	defer r.tell(res)
+	if r.o.Begun != nil {
+		r.o.Begun(&c.Case)
+	}
 	if c.needs != nil {
 		if missing := c.needs(r.o); missing != "" {
 			res.Verdict, res.Why = NotApplicable, missing
@@ -201,7 +205,31 @@ func (r *siege) one(ctx context.Context, c BrokerCase) *Result {
 		res.Verdict, res.Why = Inconclusive, "the case came to no end"
 	}
 	res.Evidence = p.evidence()
+	p.close()
+	if res.Verdict == Pass || res.Verdict == Warn {
+		r.recover(ctx, res)
+	}
 	return res
+}
+
+// recover looks whether the second device is still served after a case. A broker that
+// died of it refused it as well, but that is no pass.
+func (r *siege) recover(ctx context.Context, res *Result) {
+	p := &intruder{ctx: ctx, o: r.o, siege: r}
+	p.extend()
+	defer context.AfterFunc(ctx, p.close)()
+	defer p.close()
+	g, err := p.join(p.o.Other, hello{id: p.o.Other.Name})
+	if err == nil {
+		_, err = g.ping()
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	ok := err == nil
+	if res.Recovers = &ok; !ok {
+		res.Verdict, res.Why = Fail, fmt.Sprintf("afterwards an honest device is not served: %v; before that: %s", err, res.Why)
+	}
 }
 
 // intruder is the hostile client of one case, with its connections.
