@@ -11,16 +11,16 @@ import (
 	"testing"
 )
 
-// trial says that a case turns a broken broker red, and how.
-type trial struct {
+// brokerTrial says that a case turns a broken broker red, and how.
+type brokerTrial struct {
 	id    string
 	fault fault
 	red   Verdict
 }
 
-// trials gives for each case the brokers that it must find out.
-func trials() []trial {
-	return []trial{
+// brokerTrials gives for each case the brokers that it must find out.
+func brokerTrials() []brokerTrial {
+	return []brokerTrial{
 		{"B0.honest", refusesAll, Fail}, {"B0.v5", refusesV5, Fail}, {"B0.narrower", refusesPart, Fail}, {"B0.session", forgetsFlight, Fail},
 		{"B0.will", losesWills, Fail},
 
@@ -94,7 +94,7 @@ func TestBrokerMutants(t *testing.T) {
 	all.Go(func() { correctBroker(t, r) })
 	found := map[string]bool{}
 	slots := make(chan struct{}, atOnce)
-	for _, x := range trials() {
+	for _, x := range brokerTrials() {
 		found[x.id] = true
 		slots <- struct{}{}
 		all.Go(func() {
@@ -109,7 +109,7 @@ func TestBrokerMutants(t *testing.T) {
 	}
 }
 
-func tryBroker(t *testing.T, r *realm, x trial) {
+func tryBroker(t *testing.T, r *realm, x brokerTrial) {
 	o, stop := r.start(t, x.fault)
 	defer stop()
 	o.Only = []string{x.id}
@@ -156,7 +156,7 @@ func TestBrokerMatrix(t *testing.T) {
 	}
 	r := newRealm(t)
 	faults := map[fault]bool{}
-	for _, x := range trials() {
+	for _, x := range brokerTrials() {
 		faults[x.fault] = true
 	}
 	var mu sync.Mutex
@@ -226,7 +226,7 @@ func TestBrokerTable(t *testing.T) {
 func brokerTable() []byte {
 	red := map[string][]string{}
 	faults := map[fault]bool{}
-	for _, x := range trials() {
+	for _, x := range brokerTrials() {
 		red[x.id] = append(red[x.id], fmt.Sprintf("%s: %s", x.fault, x.red))
 		faults[x.fault] = true
 	}

@@ -217,7 +217,7 @@ func (b *broker) waves(c *x509.Certificate) bool {
 func (b *broker) handshake(raw net.Conn) (io.ReadWriter, string, error) {
 	chain, key := b.serverKey()
 	s := &tls13.Server{Chain: chain, Key: key, Suite: tls13.AES128, Ask: true, Lax: b.lax()}
-	c := &tls13.Conn{Raw: &counted{Conn: raw, b: b}}
+	c := &tls13.Conn{Raw: &tally{Conn: raw, b: b}}
 	h, err := c.ReadHello()
 	if err != nil {
 		return nil, "", err
@@ -283,9 +283,9 @@ func (b *broker) verify(cert *x509.Certificate, content, sig []byte) error {
 	return errStranger
 }
 
-// counted counts the records of one kind that a connection brings, by their headers, which
+// tally counts the records of one kind that a connection brings, by their headers, which
 // package tls13 reads alone. It is read by one goroutine.
-type counted struct {
+type tally struct {
 	net.Conn
 	b *broker
 	n int
@@ -293,7 +293,7 @@ type counted struct {
 
 const headerLen, sealing = 5, 1 + 16 // a record's header; its type and tag
 
-func (c *counted) Read(p []byte) (int, error) {
+func (c *tally) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n != headerLen || len(p) != headerLen {
 		return n, err

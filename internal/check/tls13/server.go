@@ -44,6 +44,9 @@ type Server struct {
 	Group uint16        // 0: P-256, X25519 for a client without it
 	Ask   bool          // for a client certificate
 
+	// Lax judges the client's last flight in place of the right checks. May be nil.
+	Lax *Lax
+
 	// Hello changes ServerHello before it is sent. May be nil.
 	Hello func(h *Hellos)
 	// Encrypted are more extensions for EncryptedExtensions.
@@ -55,8 +58,6 @@ type Server struct {
 	Retry func(c *Conn, h *Hello) (*Hello, error)
 	// Sign makes the body of CertificateVerify in place of the right one. May be nil.
 	Sign func(content []byte) (scheme uint16, signature []byte, err error)
-	// Lax judges the client's last flight in place of the right checks. May be nil.
-	Lax *Lax
 }
 
 // Peer is what the server knows of the client after the handshake.
