@@ -51,7 +51,7 @@ func (p *intruder) mustNotEnter(k *tls13.Client) error {
 	case errors.Is(err, errRefused):
 		return p.settle(Pass, "%v", err)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return p.settle(Inconclusive, "neither let in nor refused within %v", p.o.Step)
+		return p.undecided()
 	}
 	return err
 }
@@ -61,7 +61,7 @@ func (p *intruder) refusedBy(c *tls13.Conn, err error) error {
 		return err
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return p.settle(Inconclusive, "neither let in nor refused within %v", p.o.Step)
+		return p.undecided()
 	}
 	c.Drain(p.left(p.o.Step)) // a broker that closes while we write has said why before
 	return p.settle(Pass, "refused in the handshake: %s", c.Seen.EndText())
@@ -336,9 +336,13 @@ func (p *intruder) old(max uint16) error {
 	return p.settle(Pass, "refused in CONNACK")
 }
 
+func (p *intruder) undecided() error {
+	return p.settle(Inconclusive, "neither let in nor refused within %v", p.o.Step)
+}
+
 func (p *intruder) refusedOld(where string, err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return p.settle(Inconclusive, "neither let in nor refused within %v", p.o.Step)
+		return p.undecided()
 	}
 	return p.settle(Pass, "refused %s: %v", where, err)
 }

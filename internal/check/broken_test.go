@@ -169,6 +169,9 @@ func (b *broker) die() {
 func (b *broker) serve(raw net.Conn) {
 	rw, name, err := b.admitted(raw)
 	if err != nil {
+		if b.has(neverRefuses) {
+			io.Copy(io.Discard, raw)
+		}
 		return
 	}
 	p := &peer{b: b, raw: raw, rw: rw, name: name, out: make(chan []byte, 1<<14), aliases: map[uint16]string{}}

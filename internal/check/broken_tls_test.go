@@ -44,6 +44,7 @@ const (
 	anyFinished     fault = "ignores Finished"
 	neverFinished   fault = "does not wait for Finished"
 	endless         fault = "gathers handshake messages of any length"
+	neverRefuses    fault = "neither lets in nor refuses"
 	oneHandshake    fault = "has one place for handshakes"
 	silentPlaces    fault = "has a hundred places for clients that say nothing, for ever"
 	halfPlaces      fault = "has a hundred places for handshakes that do not end, for ever"
@@ -57,7 +58,7 @@ const (
 
 // own are the faults that crypto/tls cannot be talked into.
 func (b *broker) own() bool {
-	return b.has(takesAnySuite, takesAnyVersion, noVerify, zeroSignature, anyRole, anyTranscript, unsigned, anyFinished, neverFinished, endless,
+	return b.has(takesAnySuite, takesAnyVersion, noVerify, zeroSignature, anyRole, anyTranscript, unsigned, anyFinished, neverFinished, endless, neverRefuses,
 		diesOfUpdates, diesOfEmpty, diesOfCCS, diesOfSmall)
 }
 
@@ -69,7 +70,7 @@ func (b *broker) admitted(raw net.Conn) (io.ReadWriter, string, error) {
 		b.admitting.Lock()
 		defer b.admitting.Unlock()
 	}
-	if !b.has(oneHandshake, silentPlaces, halfPlaces, endless, waitsOnNoise) {
+	if !b.has(oneHandshake, silentPlaces, halfPlaces, endless, waitsOnNoise, neverRefuses) {
 		raw.SetDeadline(time.Now().Add(5 * time.Second))
 		defer raw.SetDeadline(time.Time{})
 	}
