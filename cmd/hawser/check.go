@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -235,7 +236,8 @@ func worldDir(kept string) (dir string, done func(), err error) {
 
 func (a *app) checkBroker() *cobra.Command {
 	var o check.BrokerOptions
-	var device, other, revoked, service, profile string
+	var who brokerPeople
+	var profile string
 	var out reports
 	cmd := &cobra.Command{
 		Use:   "broker HOST:PORT --device CERT,KEY --other CERT,KEY",
@@ -247,7 +249,12 @@ second is the witness, and the healthy device that must notice nothing.
 
 The broker sees hundreds of odd connections in a minute: do this to brokers that are
 yours. --revoke-exec takes the first device's rights away in mid-test ({id} is its name),
-as the last thing.`,
+as the last thing.
+
+Certificates that must not be let in are forged, under a CA with the name and the key id
+of the devices' own. --expired and --server-auth take one that this CA itself has signed:
+with a broker that looks at the chain it alone shows whether dates and usage are looked at.
+--topics says where a device may publish and subscribe: it holds {id} and ends with #.`,
 		Example: `  hawser check broker localhost:8883 --device a/device.crt,a/device.key \
     --other b/device.crt,b/device.key --topics 'private/{id}/#'
   hawser check broker mqtt.example.com:8883 --device a.crt,a.key --other b.crt,b.key \
@@ -259,25 +266,25 @@ as the last thing.`,
 			if o.Profile, err = profileArg(cmd, profile); err != nil {
 				return err
 			}
-			if device == "" || other == "" {
+			if who.device == "" || who.other == "" {
 				return usagef(cmd, "two devices are needed: --device CERT,KEY and --other CERT,KEY")
 			}
-			for pair, to := range map[string]**check.Credentials{device: &o.Device, other: &o.Other, revoked: &o.Revoked, service: &o.Service} {
-				if pair == "" {
-					continue
-				}
-				if *to, err = check.LoadCredentials(pair); err != nil {
-					return err
-				}
+			if err := o.Check(); err != nil {
+				return usage(cmd, err)
+			}
+			if err := who.load(&o); err != nil {
+				return err
 			}
 			return a.runBroker(cmd.Context(), &o, &out)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&device, "device", "", "certificate and key of the device that is hostile")
-	f.StringVar(&other, "other", "", "certificate and key of the device that is its victim")
-	f.StringVar(&revoked, "revoked", "", "certificate and key of a device that was revoked")
-	f.StringVar(&service, "service", "", "certificate and key of a service that may read the devices")
+	f.StringVar(&who.device, "device", "", "certificate and key of the device that is hostile")
+	f.StringVar(&who.other, "other", "", "certificate and key of the device that is its victim")
+	f.StringVar(&who.revoked, "revoked", "", "certificate and key of a device that was revoked")
+	f.StringVar(&who.service, "service", "", "certificate and key of a service that may read the devices, and nothing else")
+	f.StringVar(&who.expired, "expired", "", "certificate and key of a device that has expired")
+	f.StringVar(&who.server, "server-auth", "", "certificate and key under the devices' CA that is for servers alone")
 	f.StringVar(&o.Revoke, "revoke-exec", "", "command that takes away the rights of {id}")
 	f.StringVar(&o.Topics, "topics", "private/{id}/#", "where a device may publish and subscribe")
 	f.StringVar(&o.Name, "sni", "", "server name to ask for (default: HOST)")
@@ -289,9 +296,43 @@ as the last thing.`,
 	return a.withJSON(cmd)
 }
 
+// brokerPeople are the certificates that were given, each as CERT,KEY or "".
+type brokerPeople struct{ device, other, revoked, service, expired, server string }
+
+func (w *brokerPeople) load(o *check.BrokerOptions) (err error) {
+	for _, p := range []struct {
+		flag, pair string
+		to         **check.Credentials
+	}{{"device", w.device, &o.Device}, {"other", w.other, &o.Other}, {"revoked", w.revoked, &o.Revoked}, {"service", w.service, &o.Service},
+		{"expired", w.expired, &o.Expired}, {"server-auth", w.server, &o.Server}} {
+		if p.pair == "" {
+			continue
+		}
+		if *p.to, err = check.LoadCredentials(p.pair); err != nil {
+			return fmt.Errorf("--%s: %w\nhint: --%s CERT,KEY names two PEM files", p.flag, err, p.flag)
+		}
+	}
+	if o.Device.Name == o.Other.Name {
+		return fmt.Errorf("--device and --other are both %s, and the check needs two devices\nhint: hawser device add", o.Device.Name)
+	}
+	return nil
+}
+
 func (a *app) runBroker(ctx context.Context, o *check.BrokerOptions, out *reports) error {
 	o.Told = a.live()
+	if terminal(a.err) { // some cases wait for the broker's patience
+		p, told := &progress{app: a, live: true}, o.Told
+		o.Begun = func(c *check.Case) { p.show("trying %s: %s", c.ID, c.Does) }
+		o.Told = func(done, all int, r *check.Result) {
+			p.show("")
+			told(done, all, r)
+		}
+	}
 	rep, err := check.Broker(ctx, *o)
+	if rep != nil && ctx.Err() != nil {
+		a.conclude(rep)
+		return errors.New("interrupted: the other cases were not tried, and no report was written")
+	}
 	if err != nil {
 		return err
 	}

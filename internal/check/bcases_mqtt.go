@@ -1,10 +1,12 @@
 package check
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"hawser/internal/mqtt"
@@ -41,7 +43,7 @@ func identityCases() []BrokerCase {
 		BrokerCase{Case: Case{ID: "B4.empty", Does: "an empty client id", Expect: "refuses, or gives it no rights but its certificate's", Clause: isolation}, try: func(p *intruder) error {
 			return p.pretend("")
 		}},
-		BrokerCase{Case: Case{ID: "B4.takeover", Does: "the other device's client id, while that one is connected", Expect: "the victim stays connected", Clause: isolation + "; MQTT 3.1.4-3"}, try: takeover})
+		BrokerCase{Case: Case{ID: "B4.takeover", Does: "the other device's client id, while that one is connected", Expect: "the victim stays connected", Clause: isolation + "; MQTT 3.1.4-3"}, try: func(p *intruder) error { return p.takeover(p.o.Device) }})
 }
 
 func (p *intruder) clientID(kind string) string {
@@ -59,6 +61,9 @@ func (p *intruder) clientID(kind string) string {
 // pretend connects as the first device under another client id. To be let in under it
 // is a FAIL when it reaches the other device's topics.
 func (p *intruder) pretend(id string) error {
+	if id == p.o.Other.Name {
+		return p.impersonate()
+	}
 	g, err := p.join(p.o.Device, hello{id: id})
 	if errors.Is(err, errRefused) {
 		return p.settle(Pass, "%v", err)
@@ -75,6 +80,40 @@ func (p *intruder) pretend(id string) error {
 	return p.settle(Warn, "it was let in under that id, without further rights")
 }
 
+// impersonate is pretend with the other device's own id. That device cannot be connected
+// at the same time, so it leaves a retained message for the thief.
+func (p *intruder) impersonate() error {
+	topic := []byte(p.topic(p.o.Other, "u/secret"))
+	victim, err := p.join(p.o.Other, hello{id: p.o.Other.Name})
+	if err != nil {
+		return err
+	}
+	if _, err := victim.publish(mqtt.Publish{Topic: topic, QoS: 1, Retain: true, Payload: []byte("check")}); err != nil {
+		return err
+	}
+	victim.Raw.Close()
+	defer func() {
+		if v, err := p.join(p.o.Other, hello{id: p.o.Other.Name}); err == nil {
+			_, _ = v.publish(mqtt.Publish{Topic: topic, QoS: 1, Retain: true}) // tidies up, and no more
+		}
+	}()
+	thief, err := p.join(p.o.Device, hello{id: p.o.Other.Name})
+	if errors.Is(err, errRefused) {
+		return p.settle(Pass, "%v", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { p.last = thief.Conn }()
+	if _, err := thief.subscribe(p.filter(p.o.Other)); err == nil {
+		_, _ = thief.ping() // an end of the connection is a refusal as well
+	}
+	if thief.heard(string(topic)) {
+		return p.settle(Fail, "it was let in, and reads the other device's topics")
+	}
+	return p.settle(Warn, "it was let in under that id, without further rights")
+}
+
 // rawConnect sends a CONNECT of 3.1.1 whose client id is any bytes.
 func (p *intruder) rawConnect(id []byte) error {
 	c, err := p.dial(p.client(p.o.Device))
@@ -82,19 +121,19 @@ func (p *intruder) rawConnect(id []byte) error {
 		return err
 	}
 	body := append([]byte{0, 4, 'M', 'Q', 'T', 'T', 4, 2, 0, 60, byte(len(id) >> 8), byte(len(id))}, id...)
-	g := &guest{Conn: c, version: mqtt.V311, step: p.o.Step}
+	g := p.guest(c, mqtt.V311)
 	if _, err := g.Write(append([]byte{0x10, byte(len(body))}, body...)); err != nil {
 		return err
 	}
 	return p.judgeEntry(g, g.welcomed())
 }
 
-func takeover(p *intruder) error {
+func (p *intruder) takeover(who *Credentials) error {
 	victim, err := p.join(p.o.Other, hello{id: p.o.Other.Name})
 	if err != nil {
 		return err
 	}
-	thief, err := p.join(p.o.Device, hello{id: p.o.Other.Name})
+	thief, err := p.join(who, hello{id: p.o.Other.Name})
 	if err == nil && thief != nil {
 		if ok, _ := victim.ping(); ok {
 			return p.settle(Warn, "it was let in under the stolen id, but the victim stayed")
@@ -104,11 +143,12 @@ func takeover(p *intruder) error {
 	if !errors.Is(err, errRefused) {
 		return err
 	}
+	refusal := err
 	victim.within(p.o.Step)
 	if ok, err := victim.ping(); !ok {
 		return p.settle(Fail, "the thief was refused, but the victim was thrown out: %v", err)
 	}
-	return p.settle(Pass, "the thief was refused (%v), and the victim stayed", err)
+	return p.settle(Pass, "the thief was refused (%v), and the victim stayed", refusal)
 }
 
 // subscribeCases: filters that reach beyond one's own topics, and those that are none.
@@ -119,8 +159,10 @@ func subscribeCases() []BrokerCase {
 		{"system", "$SYS/#"}, {"share-all", "$share/g/#"}, {"share-other", "$share/g/{other}"}, {"share-everybody", "$share/g/{any}"},
 	} {
 		cases = append(cases, BrokerCase{Case: Case{ID: "B5." + c.id, Does: "a subscription to " + readable(c.filter), Expect: "refuses it: nothing comes", Clause: isolation},
-			try: func(p *intruder) error { return p.eavesdrop(p.expand(c.filter)) }})
+			try: func(p *intruder) error { return p.eavesdrop(p.expand(c.filter), false) }})
 	}
+	cases = append(cases, BrokerCase{Case: Case{ID: "B5.share-own", Does: "a shared subscription to its own topics", Expect: "grants or refuses it: nothing of others comes", Clause: isolation},
+		try: func(p *intruder) error { return p.eavesdrop(p.expand("$share/g/{mine}"), true) }})
 	for _, c := range []struct{ id, filter string }{
 		{"hash-inside", "a/#/b"}, {"plus-inside", "a+/b"}, {"empty", ""}, {"share-empty", "$share//x"}, {"share-no-filter", "$share/g"}, {"nul", "a\x00b"}, {"not-utf8", "a\xffb"},
 	} {
@@ -135,17 +177,22 @@ func readable(filter string) string {
 }
 
 func (p *intruder) expand(filter string) string {
-	return strings.NewReplacer("{own}", p.o.Device.Name, "{other}", p.filter(p.o.Other),
+	return strings.NewReplacer("{own}", p.o.Device.Name, "{other}", p.filter(p.o.Other), "{mine}", p.filter(p.o.Device),
 		"{any}", strings.ReplaceAll(p.o.Topics, "{id}", "+")).Replace(filter)
 }
 
-// eavesdrop subscribes to a filter, and has the other device say something.
-func (p *intruder) eavesdrop(filter string) error {
+// eavesdrop subscribes to a filter, and has the other device say something. own says that
+// to grant the filter is no harm.
+func (p *intruder) eavesdrop(filter string, own bool) error {
 	spy, err := p.join(p.o.Device, hello{id: p.o.Device.Name, version: mqtt.V5})
 	if err != nil {
 		return err
 	}
-	return p.spyOn(spy, filter)
+	err = p.spyOn(spy, filter)
+	if own && p.verdict == Warn {
+		p.verdict = Pass
+	}
+	return err
 }
 
 func (p *intruder) spyOn(spy *guest, filter string) error {
@@ -175,10 +222,23 @@ func (p *intruder) spyOn(spy *guest, filter string) error {
 	if spy.heard(topic) {
 		return p.settle(Fail, "the other device's message came: %s", topic)
 	}
+	if t := p.foreign(spy); t != "" {
+		return p.settle(Fail, "what is not the device's own came: %s", t)
+	}
 	if granted[0] {
 		return p.settle(Warn, "the subscription was granted, but the other's message did not come")
 	}
 	return p.settle(Pass, "refused, and the other's message did not come")
+}
+
+// foreign is a topic outside the first device's own on which a message has come, or "".
+func (p *intruder) foreign(g *guest) string {
+	for _, m := range g.got {
+		if topic, _, _ := strings.Cut(m, " "); !strings.HasPrefix(topic, p.topic(p.o.Device, "")) {
+			return topic
+		}
+	}
+	return ""
 }
 
 // heard reports whether a message on topic has come.
@@ -210,7 +270,11 @@ func (p *intruder) judgeEnd(g *guest, err error) error {
 }
 
 func (p *intruder) malformed(filter string) error {
-	g, err := p.join(p.o.Device, hello{id: p.o.Device.Name})
+	h := hello{id: p.o.Device.Name}
+	if strings.HasPrefix(filter, "$share") { // 3.1.1 knows no shared subscriptions
+		h.version = mqtt.V5
+	}
+	g, err := p.join(p.o.Device, h)
 	if err != nil {
 		return err
 	}
@@ -249,20 +313,38 @@ func publishCases() []BrokerCase {
 		}},
 		BrokerCase{Case: Case{ID: "B7.system", Does: "a message on $SYS/x", Expect: mayNotDoThat, Clause: "MQTT 4.7.2"}, try: func(p *intruder) error {
 			return p.refusedPublish(mqtt.V5, mqtt.Publish{Topic: []byte("$SYS/x"), QoS: 1})
-		}},
-		BrokerCase{Case: Case{ID: "B8.will", Does: "a Will on the other device's topic", Expect: "refuses it: the other device does not get it", Clause: isolation + "; MQTT 3.1.2.5"}, try: func(p *intruder) error {
-			return p.lastWill(mqtt.V311, false)
-		}},
-		BrokerCase{Case: Case{ID: "B8.will-retained", Does: "a retained Will on the other device's topic", Expect: "refuses it: nothing stays there", Clause: isolation + "; MQTT 3.1.2.7"}, try: func(p *intruder) error {
-			return p.lastWill(mqtt.V311, true)
-		}},
-		BrokerCase{Case: Case{ID: "B8.will-v5", Does: "the same in MQTT 5.0", Expect: "refuses it: the other device does not get it", Clause: isolation + "; MQTT 5.0 3.1.2.5"}, try: func(p *intruder) error {
-			return p.lastWill(mqtt.V5, false)
 		}})
+}
+
+// willCases: the same by a Will, which the broker publishes when the device is gone.
+func willCases() []BrokerCase {
+	c := func(id, does, expect, clause string, v mqtt.Version, retain bool) BrokerCase {
+		return BrokerCase{Case: Case{ID: "B8." + id, Does: does, Expect: expect, Clause: isolation + "; " + clause}, try: func(p *intruder) error {
+			return p.lastWill(p.o.Device, v, retain)
+		}}
+	}
+	return []BrokerCase{
+		c("will", "a Will on the other device's topic", "refuses it: the other device does not get it", "MQTT 3.1.2.5", mqtt.V311, false),
+		c("will-retained", "a retained Will on the other device's topic", "refuses it: nothing stays there", "MQTT 3.1.2.7", mqtt.V311, true),
+		c("will-v5", "a Will on the other device's topic, MQTT 5.0", "refuses it: the other device does not get it", "MQTT 5.0 3.1.2.5", mqtt.V5, false),
+	}
 }
 
 // injected is a topic of the other device that the product may use.
 func (p *intruder) injected() string { return p.topic(p.o.Other, "d/cmd") }
+
+// mark is the payload of what this case injects: a retained message that another case
+// left behind, on a broker that takes them, is none of its own.
+func (p *intruder) mark() string {
+	if p.payload == "" {
+		p.payload = "injected " + rand.Text()
+	}
+	return p.payload
+}
+
+func (p *intruder) reached(witness *guest) bool {
+	return slices.Contains(witness.got, p.injected()+" "+p.mark())
+}
 
 // watch connects the other device, subscribed to its topics, as the witness.
 func (p *intruder) watch() (*guest, error) {
@@ -287,16 +369,18 @@ func (p *intruder) fenced(w *guest) error {
 	return w.hears(fence)
 }
 
-func (p *intruder) inject(v mqtt.Version, m mqtt.Publish) error {
+func (p *intruder) inject(v mqtt.Version, m mqtt.Publish) error { return p.injectAs(p.o.Device, v, m) }
+
+func (p *intruder) injectAs(who *Credentials, v mqtt.Version, m mqtt.Publish) error {
 	witness, err := p.watch()
 	if err != nil {
 		return err
 	}
-	g, err := p.join(p.o.Device, hello{id: p.o.Device.Name, version: v})
+	g, err := p.join(who, hello{id: p.clientOf(who), version: v})
 	if err != nil {
 		return err
 	}
-	m.Topic, m.Payload = []byte(p.injected()), []byte("injected")
+	m.Topic, m.Payload = []byte(p.injected()), []byte(p.mark())
 	taken, err := g.publish(m)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		p.note = "the broker neither acknowledged nor refused it"
@@ -315,7 +399,7 @@ func (p *intruder) inject(v mqtt.Version, m mqtt.Publish) error {
 func (p *intruder) judgeInjection(g, witness *guest, taken bool) error {
 	p.last = g.Conn
 	switch {
-	case witness.heard(p.injected()):
+	case p.reached(witness):
 		return p.settle(Fail, "the other device got it")
 	case taken:
 		return p.settle(Pass, "acknowledged, but the other device did not get it")
@@ -358,13 +442,13 @@ func unknownAlias(p *intruder) error {
 }
 
 // lastWill leaves a Will on the other's topic and dies.
-func (p *intruder) lastWill(v mqtt.Version, retain bool) error {
+func (p *intruder) lastWill(who *Credentials, v mqtt.Version, retain bool) error {
 	witness, err := p.watch()
 	if err != nil {
 		return err
 	}
-	g, err := p.join(p.o.Device, hello{id: p.o.Device.Name, version: v,
-		will: &mqtt.Will{Topic: p.injected(), Payload: []byte("injected"), QoS: 1, Retain: retain}})
+	g, err := p.join(who, hello{id: p.clientOf(who), version: v,
+		will: &mqtt.Will{Topic: p.injected(), Payload: []byte(p.mark()), QoS: 1, Retain: retain}})
 	if errors.Is(err, errRefused) {
 		return p.settle(Pass, "%v", err)
 	}
@@ -374,7 +458,7 @@ func (p *intruder) lastWill(v mqtt.Version, retain bool) error {
 	g.Raw.Close()
 	// The Will leaves when the broker has noticed: its own message on a second connection
 	// of the same device comes after that, since a device has one connection.
-	again, err := p.join(p.o.Device, hello{id: p.o.Device.Name, version: v})
+	again, err := p.join(who, hello{id: p.clientOf(who), version: v})
 	if err != nil {
 		return err
 	}
@@ -384,11 +468,11 @@ func (p *intruder) lastWill(v mqtt.Version, retain bool) error {
 	if err := p.fenced(witness); err != nil {
 		return err
 	}
-	if witness.heard(p.injected()) {
+	if p.reached(witness) {
 		return p.settle(Fail, "the other device got it")
 	}
 	if retain {
-		if late, err := p.watch(); err == nil && p.fenced(late) == nil && late.heard(p.injected()) {
+		if late, err := p.watch(); err == nil && p.fenced(late) == nil && p.reached(late) {
 			return p.settle(Fail, "it stayed behind as a retained message")
 		}
 	}

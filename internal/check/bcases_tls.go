@@ -1,11 +1,16 @@
 package check
 
 import (
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -13,29 +18,6 @@ import (
 	"hawser/internal/mqtt"
 	"hawser/internal/pki"
 )
-
-func honestBroker() BrokerCase {
-	return BrokerCase{Case: Case{ID: "B0.honest", Does: "two devices use the broker as they may", Expect: "serves them", Clause: "MQTT 3.1"},
-		try: func(p *intruder) error {
-			a, err := p.join(p.o.Device, hello{id: p.o.Device.Name})
-			if err != nil {
-				return p.settle(Fail, "the first device is not let in: %v", err)
-			}
-			b, err := p.join(p.o.Other, hello{id: p.o.Other.Name})
-			if err != nil {
-				return p.settle(Fail, "the second device is not let in: %v", err)
-			}
-			for who, g := range map[*Credentials]*guest{p.o.Device: a, p.o.Other: b} {
-				if ok, err := g.subscribe(p.filter(who)); err != nil || !ok[0] {
-					return p.settle(Fail, "%s may not subscribe to its own topics: %v", who.Name, err)
-				}
-				if ok, err := g.publish(mqtt.Publish{Topic: []byte(p.topic(who, "check/honest")), QoS: 1, Payload: []byte("x")}); err != nil || !ok {
-					return p.settle(Fail, "%s may not publish to its own topics: %v", who.Name, err)
-				}
-			}
-			return p.settle(Pass, "both connect, publish and subscribe under their own topics")
-		}}
-}
 
 const admitClause = "RFC 9846 4.5.2, 4.5.3; ETSI EN 303 645 5.5"
 
@@ -56,7 +38,11 @@ func (p *intruder) mustNotEnter(k *tls13.Client) error {
 	if err != nil {
 		return p.refusedBy(c, err)
 	}
-	_, err = p.login(c, hello{id: p.o.Device.Name})
+	id := p.o.Device.Name
+	if p.as != "" {
+		id = p.as
+	}
+	_, err = p.login(c, hello{id: id})
 	switch {
 	case err == nil && modern && p.o.Profile == General:
 		return p.settle(Warn, "it was let in: legitimate for a general broker, outside the profile of a microcontroller's")
@@ -65,7 +51,7 @@ func (p *intruder) mustNotEnter(k *tls13.Client) error {
 	case errors.Is(err, errRefused):
 		return p.settle(Pass, "%v", err)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return p.settle(Inconclusive, "neither let in nor refused within %v", p.o.Step)
+		return p.undecided()
 	}
 	return err
 }
@@ -75,9 +61,9 @@ func (p *intruder) refusedBy(c *tls13.Conn, err error) error {
 		return err
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return p.settle(Inconclusive, "neither let in nor refused within %v", p.o.Step)
+		return p.undecided()
 	}
-	c.Drain(p.o.Step) // a broker that closes while we write has said why before
+	c.Drain(p.left(p.o.Step)) // a broker that closes while we write has said why before
 	return p.settle(Pass, "refused in the handshake: %s", c.Seen.EndText())
 }
 
@@ -89,20 +75,25 @@ func forged(p *intruder, twin bool, change func(*draft)) (*Credentials, error) {
 		return nil, err
 	}
 	ca, err := newAuthority("Somebody's device CA")
+	if twin {
+		ca, err = twinCA(p)
+	}
 	if err != nil {
 		return nil, err
-	}
-	real := p.o.Device.cert
-	if twin {
-		i := real.Issuer
-		ca.name = pkix.Name{CommonName: i.CommonName, Organization: i.Organization, Country: i.Country}
-		ca.ski = real.AuthorityKeyId
 	}
 	return forgeUnder(ca, p.o.Device.Name, key, change)
 }
 
 func forgeUnder(ca *authority, name string, key *ecdsa.PrivateKey, change func(*draft)) (*Credentials, error) {
-	spki, err := spkiOf(key.Public())
+	der, err := forgeLeaf(ca, name, key.Public(), change)
+	if err != nil {
+		return nil, err
+	}
+	return newCredentials(der, key)
+}
+
+func forgeLeaf(ca *authority, name string, pub any, change func(*draft)) ([]byte, error) {
+	spki, err := spkiOf(pub)
 	if err != nil {
 		return nil, err
 	}
@@ -111,11 +102,7 @@ func forgeUnder(ca *authority, name string, key *ecdsa.PrivateKey, change func(*
 	if change != nil {
 		change(d)
 	}
-	der, err := d.sign(ca.key)
-	if err != nil {
-		return nil, err
-	}
-	return newCredentials(der, key)
+	return d.sign(ca.key)
 }
 
 func forgery(id, does string, twin bool, change func(*draft)) BrokerCase {
@@ -128,14 +115,71 @@ func forgery(id, does string, twin bool, change func(*draft)) BrokerCase {
 	})
 }
 
+// kindred is a certificate that the devices' CA itself has signed, if one was given, and
+// that is unfit; otherwise one that is unfit under a twin of that CA.
+func kindred(id, does, flag string, own func(o *BrokerOptions) *Credentials, change func(*draft)) BrokerCase {
+	return barrier(id, does, func(p *intruder) (*tls13.Client, error) {
+		if who := own(p.o); who != nil {
+			p.as = who.Name
+			return p.client(who), nil
+		}
+		p.note = "forged under a twin of the CA; " + flag + " shows one of the CA itself"
+		who, err := forged(p, true, change)
+		if err != nil {
+			return nil, err
+		}
+		return p.client(who), nil
+	})
+}
+
+// twinCA is a CA with name and key id of that of the devices.
+func twinCA(p *intruder) (*authority, error) {
+	ca, err := newAuthority("Somebody's device CA")
+	if err != nil {
+		return nil, err
+	}
+	i := p.o.Device.cert.Issuer
+	ca.name = pkix.Name{CommonName: i.CommonName, Organization: i.Organization, Country: i.Country}
+	ca.ski = p.o.Device.cert.AuthorityKeyId
+	return ca, nil
+}
+
+// otherKind is a client whose key is none of the profile.
+func otherKind(p *intruder, key crypto.Signer) (*tls13.Client, error) {
+	ca, err := twinCA(p)
+	if err != nil {
+		return nil, err
+	}
+	der, err := forgeLeaf(ca, p.o.Device.Name, key.Public(), nil)
+	k := p.client(nil)
+	k.Chain, k.Key = [][]byte{der}, key
+	return k, err
+}
+
 // strangerCases: who must not come in at all.
 func strangerCases() []BrokerCase {
-	cases := []BrokerCase{
+	return []BrokerCase{
 		barrier("B1.no-certificate", "a client without a certificate", func(p *intruder) (*tls13.Client, error) { return p.client(nil), nil }),
 		forgery("B1.other-ca", "the device's name under another CA", false, nil),
 		forgery("B1.twin-ca", "the device's name under a CA with the real one's name and key id", true, nil),
-		forgery("B1.expired", "the same, and ended yesterday", true, func(d *draft) { d.to = time.Now().AddDate(0, 0, -1) }),
-		forgery("B1.server-auth", "the same, for serverAuth only", true, func(d *draft) { d.ext = replaced(d.ext, extUsage(serverAuth)) }),
+		kindred("B1.expired", "a certificate that has ended", "--expired", func(o *BrokerOptions) *Credentials { return o.Expired },
+			func(d *draft) { d.to = time.Now().AddDate(0, 0, -1) }),
+		kindred("B1.server-auth", "a certificate for serverAuth only", "--server-auth", func(o *BrokerOptions) *Credentials { return o.Server },
+			func(d *draft) { d.ext = replaced(d.ext, extUsage(serverAuth)) }),
+		barrier("B1.p384", "a certificate with a P-384 key, under a CA with the real one's name and key id", func(p *intruder) (*tls13.Client, error) {
+			key, err := p384()
+			if err != nil {
+				return nil, err
+			}
+			return otherKind(p, key)
+		}),
+		barrier("B1.rsa", "a certificate with an RSA key, under a CA with the real one's name and key id", func(p *intruder) (*tls13.Client, error) {
+			key, err := rsa.GenerateKey(rand.Reader, 2048)
+			if err != nil {
+				return nil, err
+			}
+			return otherKind(p, key)
+		}),
 		barrier("B1.self-signed", "the device's name, signed by itself", selfSignedClient),
 		barrier("B2.wrong-key", "the device's own certificate, without its key", func(p *intruder) (*tls13.Client, error) {
 			key, err := pki.GenerateKey()
@@ -150,8 +194,15 @@ func strangerCases() []BrokerCase {
 		}),
 		barrier("B2.verify-server", "a CertificateVerify made in the server's role", func(p *intruder) (*tls13.Client, error) {
 			k := p.client(p.o.Device)
+			k.Sign = func(content []byte) (uint16, []byte, error) {
+				return tls13.Sign(p.o.Device.Key, tls13.VerifyContent("server", content[len(content)-sha256.Size:]))
+			}
+			return k, nil
+		}),
+		barrier("B2.verify-replayed", "a CertificateVerify of another handshake", func(p *intruder) (*tls13.Client, error) {
+			k := p.client(p.o.Device)
 			k.Sign = func([]byte) (uint16, []byte, error) {
-				return tls13.Sign(p.o.Device.Key, tls13.VerifyContent("server", make([]byte, 32)))
+				return tls13.Sign(p.o.Device.Key, tls13.VerifyContent("client", make([]byte, sha256.Size)))
 			}
 			return k, nil
 		}),
@@ -172,6 +223,18 @@ func strangerCases() []BrokerCase {
 			k.Say = instead(tls13.Finished, omit)
 			return k, nil
 		}),
+		{Case: Case{ID: "B1.revoked", Does: "a device that was revoked", Expect: "refuses, without a CONNACK", Clause: admitClause},
+			needs: func(o *BrokerOptions) string { return given(o.Revoked, "--revoked") },
+			try: func(p *intruder) error {
+				g, err := p.join(p.o.Revoked, hello{id: p.o.Revoked.Name})
+				return p.judgeEntry(g, err)
+			}},
+	}
+}
+
+// suiteCases: who speaks another TLS.
+func suiteCases() []BrokerCase {
+	cases := []BrokerCase{
 		barrier("B3.aes256", "a client that knows nothing but TLS_AES_256_GCM_SHA384", func(p *intruder) (*tls13.Client, error) {
 			k := p.client(p.o.Device)
 			k.Suites = []uint16{tls13.AES256}
@@ -182,12 +245,8 @@ func strangerCases() []BrokerCase {
 			k.Versions = []uint16{0x0305}
 			return k, nil
 		}),
-		{Case: Case{ID: "B1.revoked", Does: "a device that was revoked", Expect: "refuses, without a CONNACK", Clause: admitClause},
-			needs: func(o *BrokerOptions) string { return given(o.Revoked, "--revoked") },
-			try: func(p *intruder) error {
-				g, err := p.join(p.o.Revoked, hello{id: p.o.Revoked.Name})
-				return p.judgeEntry(g, err)
-			}},
+		{Case: Case{ID: "B3.other-suites", Does: "a client that knows nothing but CCM and a suite that does not exist", Expect: "refuses, without a ServerHello", Clause: "RFC 9846 9.1, 4.2.1"},
+			try: otherSuites},
 	}
 	for i, v := range []struct {
 		name string
@@ -229,6 +288,26 @@ func selfSignedClient(p *intruder) (*tls13.Client, error) {
 	return p.client(who), nil
 }
 
+// otherSuites offers what is not spoken here: a ServerHello is already an answer too much.
+func otherSuites(p *intruder) error {
+	k := p.client(p.o.Device)
+	k.Suites = []uint16{0x1304, 0x1305, 0x2a2a}
+	raw, err := p.tcp()
+	if err != nil {
+		return err
+	}
+	c := &tls13.Conn{Raw: raw}
+	p.last = c
+	a, err := k.Handshake(c)
+	switch {
+	case a != nil && p.o.Profile == General && (a.Suite == 0x1304 || a.Suite == 0x1305):
+		return p.settle(Warn, "it chose suite %#04x: legitimate for a general broker, outside the profile of a microcontroller's", a.Suite)
+	case a != nil && a.Suite != 0:
+		return p.settle(Fail, "it chose suite %#04x", a.Suite)
+	}
+	return p.refusedBy(c, err)
+}
+
 // old plays a client of an older TLS with the standard library.
 func (p *intruder) old(max uint16) error {
 	raw, err := p.tcp()
@@ -238,20 +317,32 @@ func (p *intruder) old(max uint16) error {
 	c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, ServerName: p.o.Name, MinVersion: tls.VersionTLS10, MaxVersion: max, CipherSuites: allSuites(),
 		Certificates: []tls.Certificate{{Certificate: [][]byte{p.o.Device.DER}, PrivateKey: p.o.Device.Key}}})
 	if err := c.Handshake(); err != nil {
-		return p.settle(Pass, "refused in the handshake: %v", err)
+		return p.refusedOld("in the handshake", err)
 	}
 	connect := &mqtt.Connect{Version: mqtt.V311, CleanStart: true, ClientID: p.o.Device.Name}
 	if _, err := c.Write(connect.Append(nil, mqtt.V311)); err != nil {
-		return p.settle(Pass, "refused: %v", err)
+		return p.refusedOld("at CONNECT", err)
 	}
 	buf := make([]byte, 4)
-	if n, err := c.Read(buf); err != nil {
-		return p.settle(Pass, "refused after the handshake: %v", err)
-	} else if n >= 4 && buf[0] == 0x20 && buf[3] == 0 {
+	if _, err := io.ReadFull(c, buf); err != nil { // TLS 1.0 brings it in two records
+		return p.refusedOld("after the handshake", err)
+	}
+	if buf[0] == 0x20 && buf[3] == 0 {
 		if max == tls.VersionTLS12 && p.o.Profile == General {
 			return p.settle(Warn, "it was let in over TLS 1.2: legitimate for a general broker, outside the profile of a microcontroller's")
 		}
 		return p.settle(Fail, "it was let in over %s", tls.VersionName(c.ConnectionState().Version))
 	}
 	return p.settle(Pass, "refused in CONNACK")
+}
+
+func (p *intruder) undecided() error {
+	return p.settle(Inconclusive, "neither let in nor refused within %v", p.o.Step)
+}
+
+func (p *intruder) refusedOld(where string, err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return p.undecided()
+	}
+	return p.settle(Pass, "refused %s: %v", where, err)
 }

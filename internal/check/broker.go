@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"hawser/internal/check/tls13"
@@ -59,9 +60,11 @@ type BrokerOptions struct {
 	Device  *Credentials
 	Other   *Credentials
 	Revoked *Credentials // may be nil
-	Service *Credentials // may be nil
-	// Revoke is a command that takes away the rights of {id} in mid-test; Device is lost
-	// to it. May be "".
+	Service *Credentials // may read the devices' u/ topics and nothing else; may be nil
+	Expired *Credentials // of the devices' CA, but over; nil takes a forged one
+	Server  *Credentials // of the devices' CA, for serverAuth alone; nil takes a forged one
+	// Revoke is a command that takes away the rights of {id} in mid-test. May be "". Device
+	// is lost to it: what is seen afterwards is gathered at once, for all cases of B10.
 	Revoke string
 	Topics string // "private/{id}/#": where a device may publish and subscribe
 	// Profile General makes what is legitimate outside the microcontroller's profile a warn.
@@ -69,6 +72,7 @@ type BrokerOptions struct {
 	Step     time.Duration
 	Patience time.Duration // how long a broker may keep a connection that says nothing useful
 	Only     []string
+	Begun    func(c *Case) // may be nil
 	Told     func(done, all int, r *Result)
 }
 
@@ -79,13 +83,15 @@ type BrokerCase struct {
 	try   func(p *intruder) error
 }
 
-// BrokerCases lists what a broker is tried with. Those that take a right away come last.
+// BrokerCases lists what a broker is tried with: the honest case first, those that take a
+// right away last.
 func BrokerCases() []BrokerCase {
-	return slices.Concat(strangerCases(), identityCases(), subscribeCases(), publishCases(), abuseCases(), revokeCases())
+	return slices.Concat(servingCases(), strangerCases(), suiteCases(), identityCases(), subscribeCases(), publishCases(), willCases(),
+		serviceCases(), abuseCases(), floodCases(), revokeCases())
 }
 
 // Broker runs the cases against a broker. If two honest devices cannot use it, the
-// others are not judged.
+// others are not judged. When ctx ends, the report holds what was judged by then.
 func Broker(ctx context.Context, o BrokerOptions) (*Report, error) {
 	all := BrokerCases()
 	plain := make([]Case, len(all))
@@ -96,20 +102,49 @@ func Broker(ctx context.Context, o BrokerOptions) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := o.complete(); err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(c BrokerCase) bool {
+		return c.ID != plain[0].ID && !slices.ContainsFunc(wanted, func(w Case) bool { return w.ID == c.ID })
+	})
+	r := &siege{o: &o, all: len(all), report: &Report{Kind: "broker", Target: o.Target, Profile: string(o.Profile), Began: time.Now()}}
+	r.walk(ctx, all)
+	r.report.Ended = time.Now()
+	return r.report, ctx.Err()
+}
+
+// Check tells what is wrong with the target or the topics.
+func (o *BrokerOptions) Check() error {
+	if _, _, err := net.SplitHostPort(o.Target); err != nil {
+		return fmt.Errorf("%q is not HOST:PORT", o.Target)
+	}
+	if !strings.Contains(o.Topics, "{id}") || !strings.HasSuffix(o.Topics, "/#") {
+		return fmt.Errorf("topics %q do not hold {id} and end with /#", o.Topics)
+	}
+	return nil
+}
+
+// complete fills in what was left out.
+func (o *BrokerOptions) complete() error {
+	if err := o.Check(); err != nil {
+		return err
+	}
 	if o.Name == "" {
-		if o.Name, _, err = net.SplitHostPort(o.Target); err != nil {
-			return nil, fmt.Errorf("%q is not HOST:PORT: %w", o.Target, err)
-		}
+		o.Name, _, _ = net.SplitHostPort(o.Target) // Check has tried it
 	}
 	if o.Profile == "" {
 		o.Profile = MCU
 	}
-	rep := &Report{Kind: "broker", Target: o.Target, Profile: string(o.Profile), Began: time.Now()}
-	r := &siege{o: &o, report: rep, all: len(wanted) + 1}
-	ok := r.one(ctx, honestBroker()).Verdict == Pass
-	for _, c := range all {
-		if !slices.ContainsFunc(wanted, func(w Case) bool { return w.ID == c.ID }) {
-			continue
+	return nil
+}
+
+// walk runs the cases, the honest one first.
+func (r *siege) walk(ctx context.Context, all []BrokerCase) {
+	ok := true
+	for i, c := range all {
+		if ctx.Err() != nil {
+			return
 		}
 		if !ok {
 			res := blank(&c.Case)
@@ -117,10 +152,10 @@ func Broker(ctx context.Context, o BrokerOptions) (*Report, error) {
 			r.tell(res)
 			continue
 		}
-		r.one(ctx, c)
+		if v := r.one(ctx, c).Verdict; i == 0 {
+			ok = v == Pass
+		}
 	}
-	rep.Ended = time.Now()
-	return rep, ctx.Err()
 }
 
 // siege is one walk through the cases against a broker.
@@ -128,6 +163,7 @@ type siege struct {
 	o      *BrokerOptions
 	all    int
 	report *Report
+	after  *aftermath // of the revocation; nil until the first case that wants it
 }
 
 func (r *siege) tell(res *Result) {
@@ -141,17 +177,24 @@ func (r *siege) tell(res *Result) {
 func (r *siege) one(ctx context.Context, c BrokerCase) *Result {
 	res := blank(&c.Case)
 	defer r.tell(res)
+	if r.o.Begun != nil {
+		r.o.Begun(&c.Case)
+	}
 	if c.needs != nil {
 		if missing := c.needs(r.o); missing != "" {
 			res.Verdict, res.Why = NotApplicable, missing
 			return res
 		}
 	}
-	p := &intruder{ctx: ctx, o: r.o}
+	p := &intruder{ctx: ctx, o: r.o, siege: r}
+	p.extend()
+	defer context.AfterFunc(ctx, p.close)()
 	defer p.close()
 	err := c.try(p)
 	var skip *notApplicable
 	switch {
+	case ctx.Err() != nil:
+		res.Verdict, res.Why = Inconclusive, "interrupted"
 	case errors.As(err, &skip):
 		res.Verdict, res.Why = NotApplicable, skip.why
 	case p.verdict != "":
@@ -162,7 +205,31 @@ func (r *siege) one(ctx context.Context, c BrokerCase) *Result {
 		res.Verdict, res.Why = Inconclusive, "the case came to no end"
 	}
 	res.Evidence = p.evidence()
+	p.close()
+	if res.Verdict == Pass || res.Verdict == Warn {
+		r.recover(ctx, res)
+	}
 	return res
+}
+
+// recover looks whether the second device is still served after a case. A broker that
+// died of it refused it as well, but that is no pass.
+func (r *siege) recover(ctx context.Context, res *Result) {
+	p := &intruder{ctx: ctx, o: r.o, siege: r}
+	p.extend()
+	defer context.AfterFunc(ctx, p.close)()
+	defer p.close()
+	g, err := p.join(p.o.Other, hello{id: p.o.Other.Name})
+	if err == nil {
+		_, err = g.ping()
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	ok := err == nil
+	if res.Recovers = &ok; !ok {
+		res.Verdict, res.Why = Fail, fmt.Sprintf("afterwards an honest device is not served: %v; before that: %s", err, res.Why)
+	}
 }
 
 // intruder is the hostile client of one case, with its connections.
@@ -173,8 +240,20 @@ type intruder struct {
 	why     string
 	note    string
 	last    *tls13.Conn // whose end is the evidence
-	open    []net.Conn
+	as      string      // the client id to log in with; "" is that of the first device
+	payload string      // of what it injects; "" until the first
+	siege   *siege
+	limit   time.Time // no wait of the case goes beyond it
+
+	mu   sync.Mutex
+	open []net.Conn // guarded by mu
 }
+
+// extend gives the case its time, from now on.
+func (p *intruder) extend() { p.limit = time.Now().Add(p.o.Step + p.o.Patience) }
+
+// left is d, or less when the case has less time left.
+func (p *intruder) left(d time.Duration) time.Duration { return max(0, min(d, time.Until(p.limit))) }
 
 func (p *intruder) settle(v Verdict, format string, args ...any) error {
 	p.verdict, p.why = v, fmt.Sprintf(format, args...)
@@ -182,6 +261,8 @@ func (p *intruder) settle(v Verdict, format string, args ...any) error {
 }
 
 func (p *intruder) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, c := range p.open {
 		c.Close()
 	}
@@ -197,13 +278,19 @@ func (p *intruder) evidence() Evidence {
 
 // tcp opens a connection that ends with the case.
 func (p *intruder) tcp() (net.Conn, error) {
-	d := net.Dialer{Timeout: p.o.Step}
+	d := net.Dialer{Deadline: time.Now().Add(p.left(p.o.Step))}
 	c, err := d.DialContext(p.ctx, "tcp", p.o.Target)
 	if err != nil {
 		return nil, err
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.ctx.Err(); err != nil { // close will not come again
+		c.Close()
+		return nil, err
+	}
 	p.open = append(p.open, c)
-	return c, c.SetDeadline(time.Now().Add(p.o.Step))
+	return c, c.SetDeadline(time.Now().Add(p.left(p.o.Step)))
 }
 
 // client is a correct TLS client with those credentials; nil shows none.

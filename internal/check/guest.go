@@ -18,7 +18,10 @@ type guest struct {
 	step    time.Duration
 	data    []byte
 	ids     uint16
-	got     []string // topics of the messages that came
+	got     []string  // topics and payloads of the messages that came
+	limit   time.Time // as in intruder; zero is none
+	mute    bool      // it acknowledges no message
+	answer  mqtt.Type // what closed saw in answer to what should have ended the connection
 }
 
 // hello is how a guest introduces itself.
@@ -41,21 +44,25 @@ func (p *intruder) join(who *Credentials, h hello) (*guest, error) {
 	if c == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil, err
 	}
-	c.Drain(p.o.Step) // a broker that closes while we write has said why before
+	c.Drain(p.left(p.o.Step)) // a broker that closes while we write has said why before
 	return nil, fmt.Errorf("%w in the handshake: %s", errRefused, c.Seen.EndText())
+}
+
+func (p *intruder) guest(c *tls13.Conn, v mqtt.Version) *guest {
+	return &guest{Conn: c, version: v, step: p.o.Step, limit: p.limit}
 }
 
 func (p *intruder) login(c *tls13.Conn, h hello) (*guest, error) {
 	if h.version == 0 {
 		h.version = mqtt.V311
 	}
-	g := &guest{Conn: c, version: h.version, step: p.o.Step}
+	g := p.guest(c, h.version)
 	connect := &mqtt.Connect{Version: h.version, CleanStart: !h.keep, KeepAlive: 60, ClientID: h.id, Will: h.will}
 	if h.keep && h.version == mqtt.V5 {
 		connect.Props.SessionExpiry = 3600
 	}
 	if _, err := g.Write(connect.Append(nil, h.version)); err != nil {
-		c.Drain(p.o.Step)
+		c.Drain(p.left(p.o.Step))
 		return nil, fmt.Errorf("%w: no CONNACK, %s", errRefused, c.Seen.EndText())
 	}
 	return g, g.welcomed()
@@ -135,14 +142,20 @@ func (g *guest) message(h mqtt.Header, body []byte) error {
 		return err
 	}
 	g.got = append(g.got, string(p.Topic)+" "+string(p.Payload))
-	if p.QoS == 1 {
+	if p.QoS == 1 && !g.mute {
 		_, err := g.Write((&mqtt.Ack{Type: mqtt.PUBACK, PacketID: p.PacketID}).Append(nil, g.version))
 		return err
 	}
 	return nil
 }
 
-func (g *guest) within(d time.Duration) { g.Raw.SetDeadline(time.Now().Add(d)) }
+func (g *guest) within(d time.Duration) {
+	until := time.Now().Add(d)
+	if !g.limit.IsZero() && g.limit.Before(until) {
+		until = g.limit
+	}
+	g.Raw.SetDeadline(until)
+}
 
 // subscribe asks for filters at QoS 1. granted tells which were given; an error is the
 // end of the connection.
@@ -210,16 +223,26 @@ func (g *guest) ping() (alive bool, err error) {
 	return err == nil, err
 }
 
-// closed waits for the broker to end the connection.
+// closed waits for the broker to end the connection. An answer in place of that, as if
+// nothing had been wrong, is noted.
 func (g *guest) closed(limit time.Duration) bool {
 	g.within(limit)
 	for {
-		h, _, err := g.packet()
+		h, body, err := g.packet()
 		if err != nil {
 			return !errors.Is(err, os.ErrDeadlineExceeded)
 		}
-		if h.Type == mqtt.DISCONNECT {
+		switch h.Type {
+		case mqtt.DISCONNECT:
 			return true
+		case mqtt.CONNACK:
+			if len(body) > 1 && body[1] == 0 {
+				g.answer = h.Type
+				return false
+			}
+		case mqtt.PUBACK, mqtt.PUBREC, mqtt.SUBACK:
+			g.answer = h.Type
+			return false
 		}
 	}
 }

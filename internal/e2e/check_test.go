@@ -19,6 +19,7 @@ func TestCheckBroker(t *testing.T) {
 	f := newFleet(t)
 	a, b, gone := f.device("ABCD1234"), f.device("0BADCAFE"), f.device("DEAD0001")
 	svc := f.service("backend", "read private/+/u/#")
+	f.configure(`pre_admission = "10s"`, `pre_admission = "4s"`) // two cases wait for its end
 	s := f.serve()
 	f.do("device", "revoke", "DEAD0001", "--reason", "for the check")
 	r := run(t, hawser, "check", "broker", "localhost:"+s.port(), "--device", pairOf(a, "device"), "--other", pairOf(b, "device"),
