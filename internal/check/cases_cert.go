@@ -28,8 +28,8 @@ func embedded(domain string) string {
 	return strings.TrimSuffix(star+"."+rest, ".")
 }
 
-// across is a wildcard for one label less than the domain has in front of its last two;
-// for a shorter domain it is one that has to stand for nothing.
+// across is a wildcard that would have to stand for the first two labels; for a shorter
+// domain it would have to stand for nothing.
 func across(domain string) string {
 	if labels := strings.Split(domain, "."); len(labels) > 3 {
 		return "*." + strings.Join(labels[2:], ".")

@@ -146,6 +146,7 @@ func (s *stage) attend(d time.Duration, stop func(h mqtt.Header) bool) error {
 			return err
 		}
 		if err := s.answer(h, body); err != nil {
+			s.Drain(d) // it may have gone: what it said last is still to be read
 			return err
 		}
 		if s.did.bye || stop != nil && stop(h) {
