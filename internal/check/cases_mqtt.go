@@ -330,7 +330,7 @@ func replay(s *stage) error {
 	s.Raw.Close()
 	next, err := s.again(s.ctx)
 	if err != nil {
-		return s.settle(Inconclusive, "it did not come back: %v", err)
+		return s.absent(err)
 	}
 	defer next.Raw.Close()
 	if err := next.welcome(); err != nil {
@@ -400,6 +400,9 @@ func backoff(kick func(s *stage, n int) error) func(*stage) error {
 		for n := range kicks {
 			if n > 0 {
 				next, err := s.again(s.ctx)
+				if errors.Is(err, errExited) {
+					return s.absent(err)
+				}
 				if err != nil {
 					break // too long for this check: what was measured counts
 				}
@@ -419,6 +422,15 @@ func backoff(kick func(s *stage, n int) error) func(*stage) error {
 		}
 		return s.judgeWaits(waits)
 	}
+}
+
+// absent is the outcome of a case that needed the client again, which did not come: a
+// command that ends with its connection leaves that to whoever starts it.
+func (s *stage) absent(err error) error {
+	if errors.Is(err, errExited) {
+		return skipf("it ends with its connection, and is started anew by somebody else")
+	}
+	return s.settle(Inconclusive, "it did not come back: %v", err)
 }
 
 // tolerance is what a measured second may fall short of one, for timers and the network.

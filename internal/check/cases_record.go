@@ -428,7 +428,7 @@ func bait(ext []byte) func(*stage) error {
 		s.Raw.Close()
 		next, err := s.again(s.ctx)
 		if err != nil {
-			return s.settle(Inconclusive, "it did not come back: %v", err)
+			return s.absent(err)
 		}
 		defer next.Raw.Close()
 		h, err := next.ReadHello()

@@ -40,6 +40,9 @@ type DeviceOptions struct {
 	Parallel int      // cases at the same time; only with Exec
 	Only     []string // ids or groups; nil: all
 
+	// Listening is told where the device has to connect to. May be nil.
+	Listening func(addr string)
+
 	// Told is called after each case, from several goroutines one after the other.
 	Told func(done, all int, r *Result)
 }
@@ -58,6 +61,9 @@ func Device(ctx context.Context, o DeviceOptions) (*Report, error) {
 		return nil, err
 	}
 	defer src.close()
+	if o.Listening != nil && src.listen != nil {
+		o.Listening(src.listen.Addr().String())
+	}
 	r := &run{o: &o, src: src, all: len(cases), report: &Report{Kind: "device", Target: src.target(), Profile: string(o.Profile), Began: time.Now()}}
 	ok := true
 	for i := range honest {

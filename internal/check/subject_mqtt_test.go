@@ -36,7 +36,7 @@ type talk interface {
 }
 
 // patience is how long the subject waits for any answer.
-const patience = 800 * time.Millisecond
+const patience = 1500 * time.Millisecond
 
 // run connects until ctx ends, or until the subject has broken for good.
 func (s *subject) run(ctx context.Context) {
@@ -65,7 +65,8 @@ func (s *subject) run(ctx context.Context) {
 // gone reports whether it gives up for good after err.
 func (s *subject) gone(err error) bool {
 	lost := errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrUnexpectedEOF)
-	return s.flaws["no-retry"] && lost || s.flaws["no-retry-refused"] && errors.Is(err, errNotWelcome) || s.flaws["one-shot"]
+	var no notWelcome
+	return s.flaws["no-retry"] && lost || errors.As(err, &no) && s.flaws[fmt.Sprintf("no-retry-%d", byte(no))]
 }
 
 // pause is the wait before attempt n+1.
@@ -160,7 +161,11 @@ type session struct {
 	retain  int
 }
 
-var errNotWelcome = errors.New("the broker refuses")
+// notWelcome is the code of a CONNACK that refuses.
+type notWelcome byte
+
+// Error implements error.
+func (n notWelcome) Error() string { return fmt.Sprintf("the broker refuses: %d", byte(n)) }
 
 func (m *session) put(kind byte, body []byte) error {
 	head := []byte{kind}
@@ -174,6 +179,13 @@ func (m *session) put(kind byte, body []byte) error {
 		}
 	}
 	return m.write(23, append(head, body...))
+}
+
+// expect starts the clock of an answer, without that flaw.
+func (m *session) expect(flaw string) {
+	if m.since.IsZero() && !m.flaws[flaw] {
+		m.since = time.Now()
+	}
 }
 
 func text(s string) []byte { return append([]byte{byte(len(s) >> 8), byte(len(s))}, s...) }
@@ -235,7 +247,9 @@ func (m *session) idle() error {
 	if !m.welcome || !m.pinged.IsZero() {
 		return nil
 	}
-	m.pinged = time.Now()
+	if !m.flaws["waits-pingresp"] {
+		m.pinged = time.Now()
+	}
 	return m.put(0xc0, nil)
 }
 
@@ -315,20 +329,15 @@ func (m *session) connack(body []byte) error {
 		return refuse("CONNACK")
 	}
 	if body[1] != 0 { // beyond the end with connack-crash
-		return errNotWelcome
+		return notWelcome(body[1])
 	}
-	m.welcome = true
+	m.welcome, m.since = true, time.Time{}
 	if m.flaws["believes-session"] && body[0] == 1 {
-		m.since = time.Time{}
-		return nil
-	}
-	if m.flaws["deaf-start"] {
-		m.since = time.Time{}
 		return nil
 	}
 	m.ids++
 	m.waits[m.ids] = "SUBACK"
-	m.since = time.Now()
+	m.expect("waits-suback")
 	if err := m.put(0x82, append([]byte{0, byte(m.ids)}, append(text("private/"+m.w.Device.String()+"/d/#"), 1)...)); err != nil {
 		return err
 	}
@@ -339,7 +348,7 @@ func (m *session) connack(body []byte) error {
 func (m *session) tell(topic, payload string) error {
 	m.ids++
 	m.waits[m.ids] = "PUBACK"
-	m.since = time.Now()
+	m.expect("waits-puback")
 	b := append(text("private/"+m.w.Device.String()+"/"+topic), byte(m.ids>>8), byte(m.ids))
 	return m.put(0x32, append(b, payload...))
 }
@@ -365,8 +374,9 @@ func (m *session) acknowledged(kind byte, body []byte) error {
 		}
 	}
 	delete(m.waits, id)
-	if len(m.waits) == 0 {
-		m.since = time.Time{}
+	m.since = time.Time{}
+	for _, what := range m.waits { // the next one has its time from now on
+		m.expect(map[string]string{"PUBACK": "waits-puback", "SUBACK": "waits-suback"}[what])
 	}
 	return nil
 }

@@ -102,7 +102,7 @@ func (t *wire) record() (kind byte, content []byte, err error) {
 		return kind, body, t.changed(body)
 	case t.in.aead == nil || kind == 23 && n < 17 && t.flaws["clear-data"]:
 		return kind, body, nil
-	case kind == 22 && t.flaws["clear-skip"]:
+	case kind == 22 && (t.flaws["clear-skip"] && !t.done || t.flaws["clear-later"] && t.done):
 		return t.record()
 	case kind != 23:
 		return 0, nil, refuse("a record in the clear")
@@ -236,7 +236,7 @@ func (t *wire) later(m []byte) error {
 		return nil
 	case len(m) > 0 && m[0] == 13 && t.flaws["answers-request"]:
 		return t.write(22, t.identity())
-	case t.flaws["ignores-later"]:
+	case len(m) > 0 && t.flaws[map[byte]string{0: "ignores-request", 2: "ignores-hello", 13: "ignores-certificate-request"}[m[0]]]:
 		return nil
 	}
 	return refuse("a message after the handshake")

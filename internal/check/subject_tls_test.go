@@ -229,7 +229,9 @@ func (t *wire) judgeHello(r *reply) error {
 	switch {
 	case !bytes.Equal(r.session, t.session) && !t.flaws["any-session"]:
 		return refuse("another session")
-	case (r.suite != 0x1301 || t.retried != 0 && t.retried != r.suite) && !t.flaws["any-suite"]:
+	case t.retried != 0 && t.retried != r.suite && !t.flaws["retry-suite"]:
+		return refuse("another suite than it asked for")
+	case r.suite != 0x1301 && !t.flaws[fmt.Sprintf("suite-%04x", r.suite)] && !(t.retried != 0 && t.flaws["retry-suite"]):
 		return refuse("another suite")
 	case !bytes.Equal(r.version, []byte{3, 4}) && !t.flaws["any-draft"]:
 		return refuse("another version")
@@ -275,7 +277,7 @@ func (t *wire) secret(point []byte) ([]byte, error) {
 		return t.share.ECDH(theirs)
 	case t.flaws["zero-secret"]:
 		return make([]byte, 32), nil
-	case t.flaws["x-only"]: // and whatever is behind x
+	case t.flaws["x-only"] && len(point) == 65, t.flaws["pads"] && len(point) < 65 && len(point) > 32: // y is whatever belongs to x
 		x, y := elliptic.UnmarshalCompressed(elliptic.P256(), append([]byte{2}, point[1:33]...))
 		if x == nil {
 			return nil, errParse
@@ -408,7 +410,7 @@ func (t *wire) finished(m []byte) error {
 	want := t.mac(t.serverHS)
 	t.said = append(t.said, m...)
 	got := m[4:]
-	if t.flaws["short-finished"] {
+	if t.flaws["short-finished"] && len(got) > 0 || t.flaws["empty-finished"] && len(got) == 0 {
 		want = want[:min(len(want), len(got))]
 	}
 	if !hmac.Equal(got, want) && !t.flaws["no-finished"] {

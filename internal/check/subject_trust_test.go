@@ -205,7 +205,7 @@ func (t *wire) issued(c, ca *shown, depth int) error {
 	if !t.usage(ca, 5) && !t.flaws["no-cert-sign"] && !t.flaws["any-issuer"] {
 		return refuse("an issuer that does not sign certificates")
 	}
-	if err := t.critical(ca); err != nil {
+	if err := t.critical(ca, "no-critical-ca"); err != nil {
 		return err
 	}
 	return t.dates(ca)
@@ -249,13 +249,13 @@ func (t *wire) usage(c *shown, n int) bool {
 	return err == nil && bits.At(n) == 1
 }
 
-// critical refuses what is critical and not known here.
-func (t *wire) critical(c *shown) error {
+// critical refuses what is critical and not known here, unless there is that flaw.
+func (t *wire) critical(c *shown, flaw string) error {
 	for _, e := range c.ext {
 		switch {
 		case !e.Critical, e.Id.Equal(oidOf(15)), e.Id.Equal(oidOf(17)), e.Id.Equal(oidOf(19)), e.Id.Equal(oidOf(37)):
 		case e.Id.Equal(oidOf(30)) && t.flaws["no-name-constraints"]:
-		case !e.Id.Equal(oidOf(30)) && t.flaws["no-critical"]:
+		case !e.Id.Equal(oidOf(30)) && t.flaws[flaw]:
 		default:
 			return refuse("a critical extension %v", e.Id)
 		}
@@ -276,7 +276,7 @@ func (t *wire) dates(c *shown) error {
 
 // leaf judges what only the broker's own certificate has.
 func (t *wire) leaf(c *shown) error {
-	if err := t.critical(c); err != nil {
+	if err := t.critical(c, "no-critical-leaf"); err != nil {
 		return err
 	}
 	if err := t.dates(c); err != nil {
@@ -359,6 +359,7 @@ func (t *wire) same(have, want string) bool {
 		t.flaws["address-is-name"] && have == host,
 		t.flaws["star-in-label"] && wild && fits && inLabel,
 		t.flaws["star-crosses"] && wild && fits && star == "" && strings.Count(tail, ".") > 1,
+		t.flaws["star-is-nothing"] && have == "*."+want,
 		t.flaws["star-on-top"] && wild && fits && star == "" && strings.Count(tail, ".") == 1:
 		return true
 	}

@@ -39,7 +39,7 @@ func tableWorld(t *testing.T) *World {
 // hold holds one client against one case, as a device that comes by itself.
 func hold(t *testing.T, s *subject, c *Case) *Result {
 	t.Helper()
-	o := &DeviceOptions{World: s.w, Listen: "127.0.0.1:0", Profile: MCU, Wait: 3 * time.Second, Step: 2 * time.Second, Patience: 2 * time.Second,
+	o := &DeviceOptions{World: s.w, Listen: "127.0.0.1:0", Profile: MCU, Wait: 4 * time.Second, Step: 3 * time.Second, Patience: 4 * time.Second,
 		Features: []string{"subscribe", "qos1", "stays"}}
 	if s.slow = strings.HasSuffix(c.ID, ".kicked"); s.slow {
 		o.Wait = 20 * time.Second
