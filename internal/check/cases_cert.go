@@ -118,6 +118,7 @@ func rsaLeaf(s *stage) error {
 	if err != nil {
 		return err
 	}
+	s.until(s.limit) // what the key took is not the client's time
 	leaf, err := s.w.leaf(s.w.rootA, key.Public(), nil)
 	if err != nil {
 		return err

@@ -179,7 +179,7 @@ func killers() map[string]string {
 		"M6.refused-3":     "no-retry-3",
 		"M6.refused-4":     "no-retry-4",
 		"M6.refused-5":     "no-retry-5",
-		"M7.kicked":        "no-backoff",
+		"M7.kicked":        "no-backoff flat-backoff",
 		"M7.no-connack":    "waits-for-ever",
 		"M8.no-puback":     "waits-puback waits-for-ever",
 		"M8.no-suback":     "waits-suback waits-for-ever",

@@ -40,14 +40,7 @@ func TestSubjectProcess(t *testing.T) {
 // the crash of a client in C does.
 func inProcess(t *testing.T, name string, only ...string) DeviceOptions {
 	t.Helper()
-	w, err := NewWorld("localhost")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(t.TempDir(), "world")
-	if err := w.Save(dir); err != nil {
-		t.Fatal(err)
-	}
+	w, dir := worldFiles(t)
 	command := fmt.Sprintf("%s='%s' %s={port} %s={cafile} '%s' -test.run='^TestSubjectProcess$'; test $? = 2 && kill -SEGV $$",
 		envSubject, name, envPort, envRoots, os.Args[0])
 	return DeviceOptions{World: w, Dir: dir, Host: "localhost", Profile: MCU, Wait: 20 * time.Second, Step: 5 * time.Second, Patience: 5 * time.Second,
@@ -57,6 +50,7 @@ func inProcess(t *testing.T, name string, only ...string) DeviceOptions {
 // TestProcesses: clients that --exec starts are judged like those that come by
 // themselves, and a crash is seen from outside.
 func TestProcesses(t *testing.T) {
+	t.Parallel()
 	for name, want := range map[string]map[string]Verdict{
 		"strict":       {"A1.honest": Pass, "A2.name": Pass, "X3.other-host": Pass, "M1.topic": Pass},
 		"no-name":      {"A1.honest": Pass, "A2.name": Pass, "X3.other-host": Fail, "X1.unknown-ca": Pass},

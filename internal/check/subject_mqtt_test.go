@@ -36,7 +36,7 @@ type talk interface {
 }
 
 // patience is how long the subject waits for any answer.
-const patience = 1500 * time.Millisecond
+const patience = 3 * time.Second
 
 // run connects until ctx ends, or until the subject has broken for good.
 func (s *subject) run(ctx context.Context) {
@@ -73,7 +73,7 @@ func (s *subject) gone(err error) bool {
 func (s *subject) pause(ctx context.Context, n int) bool {
 	d := 2 * time.Millisecond
 	if s.slow {
-		d = time.Duration(float64(time.Second) * (1.02 + rand.Float64()/10) * pow(1.5, min(n, 8)))
+		d = time.Duration(float64(time.Second) * (1.02 + rand.Float64()/10) * pow(1.35, min(n, 8)))
 	}
 	switch {
 	case s.slow && s.flaws["no-backoff"]:

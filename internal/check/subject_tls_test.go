@@ -151,8 +151,8 @@ func parseReply(m []byte) (r reply, err error) {
 	return r, nil
 }
 
-// shake is the whole handshake.
-func (t *wire) shake() error {
+// greet sends the ClientHello.
+func (t *wire) greet() error {
 	var err error
 	if t.share, err = ecdh.P256().GenerateKey(rand.Reader); err != nil {
 		return err
@@ -160,7 +160,12 @@ func (t *wire) shake() error {
 	t.sum, t.session = sha256.New, make([]byte, 32)
 	rand.Read(t.session)
 	t.said = t.hello(nil)
-	if err := t.write(22, t.said); err != nil {
+	return t.write(22, t.said)
+}
+
+// shake is the whole handshake.
+func (t *wire) shake() error {
+	if err := t.greet(); err != nil {
 		return err
 	}
 	if err := t.serverHello(); err != nil {
