@@ -47,16 +47,16 @@ func mosquitto2() []string {
 }
 func knownClients() map[string]known {
 	return map[string]known{
-		"mosquitto_pub": {version: [][]string{mosquitto2(), openssl3()}, exec: "exec mosquitto_pub" + mosquitto + " -m x", only: ofTLS + " R7 " + ofMQTT, step: 6 * time.Second,
+		"mosquitto_pub": {version: [][]string{mosquitto2(), openssl3()}, exec: "exec mosquitto_pub" + mosquitto + " -m x", only: ofTLS + " R7 " + ofMQTT, step: 4 * time.Second,
 			fail: "X3.nul X4.common-name X5.wildcard-none X7.no-signature H7.hello H7.encrypted", warn: toGeneral,
 			silent: "R7.stall-tcp R7.stall-hello R7.stall-certificate R7.stall-finished"},
 		"mosquitto_sub": {version: [][]string{mosquitto2(), openssl3()}, exec: "exec mosquitto_sub -q 1" + mosquitto, only: ofMQTT, step: 3 * time.Second,
 			warn: "M1.flags M1.length-max M1.wildcard"},
 		"openssl s_client": {version: [][]string{openssl3()}, exec: connect + "openssl s_client -quiet -verify_return_error -verify_hostname {host} " +
-			"-servername {host} -CAfile {cafile} -cert {cert} -key {key} -connect {host}:{port}", only: ofTLS, features: []string{}, step: 6 * time.Second,
+			"-servername {host} -CAfile {cafile} -cert {cert} -key {key} -connect {host}:{port}", only: ofTLS, features: []string{}, step: 4 * time.Second,
 			fail: "X4.common-name X7.no-signature H7.hello H7.encrypted", warn: toGeneral},
 		"gnutls-cli": {version: [][]string{{"gnutls-cli --version", "gnutls-cli 3.7.9"}}, exec: connect + "gnutls-cli --x509cafile {cafile} " +
-			"--x509certfile {cert} --x509keyfile {key} -p {port} {host}", only: ofTLS, features: []string{}, step: 6 * time.Second,
+			"--x509certfile {cert} --x509keyfile {key} -p {port} {host}", only: ofTLS, features: []string{}, step: 4 * time.Second,
 			fail: "X4.common-name X7.empty-usage H3.tls11 H3.tls10 H5.no-change H7.hello H7.encrypted H7.session H8.across-keys", warn: toGeneral},
 	}
 }
