@@ -228,7 +228,7 @@ func (r *run) stage(ctx context.Context, a *attempt) (*stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{Conn: &tls13.Conn{Raw: raw}, w: r.o.World, limit: r.o.Step, ctx: ctx, features: r.o.Features, noClock: r.o.NoClock}
+	s := &stage{Conn: &tls13.Conn{Raw: raw}, w: r.o.World, limit: r.o.Step, patience: r.o.Patience, ctx: ctx, features: r.o.Features, noClock: r.o.NoClock}
 	s.again = func(ctx context.Context) (*stage, error) {
 		next, err := r.stage(ctx, a)
 		if err == nil {

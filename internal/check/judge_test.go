@@ -111,6 +111,17 @@ func TestDeviceCasesAreComplete(t *testing.T) {
 	}
 }
 
+func TestIsDuplicate(t *testing.T) {
+	for payload, want := range map[string]bool{
+		`{"cid":"1","status":"duplicate"}`: true, `{"cid":"1","status":"done"}`: false, "": false,
+		"\xa2\x01\x1b\x00\x06\x02\x02\x00\x00\x00\x01\x02\x02": true, "\xa2\x01\x1b\x00\x06\x02\x02\x00\x00\x00\x01\x02\x00": false,
+	} {
+		if isDuplicate(payload) != want {
+			t.Errorf("%q: %v", payload, !want)
+		}
+	}
+}
+
 // TestUnjudged: a device that does not come is never judged.
 func TestUnjudged(t *testing.T) {
 	t.Parallel()

@@ -202,7 +202,7 @@ func deviceKit(t *testing.T, only []string) *Report {
 		t.Error(err)
 		return nil
 	}
-	cfg.BackoffMin, cfg.BackoffMax, cfg.KeepAlive, cfg.JSON = 5*time.Millisecond, 20*time.Millisecond, time.Second, true
+	cfg.BackoffMin, cfg.BackoffMax, cfg.KeepAlive = 5*time.Millisecond, 20*time.Millisecond, time.Second
 	cfg.Clock, cfg.Log = time.Now, slog.New(slog.DiscardHandler)
 	cfg.Command = func(context.Context, device.Command) (device.Value, error) { return device.ValueOf("done") }
 	ctx, stop := context.WithCancel(context.Background())

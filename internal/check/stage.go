@@ -23,6 +23,8 @@ type stage struct {
 	p     *tls13.Peer   // after the handshake
 	limit time.Duration // how long the client may take for one step
 
+	patience time.Duration // how long silence lasts where silence is the provocation
+
 	data  []byte // application data read and not used
 	first []byte // the first of it
 
