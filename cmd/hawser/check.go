@@ -206,8 +206,8 @@ func (a *app) runDevice(ctx context.Context, o *check.DeviceOptions, world, doma
 	if o.Dir = dir; o.Host == "" {
 		o.Host = domain
 	}
-	if o.Exec == "" && !a.json {
-		a.note("waiting for the device on %s; its roots are %s", o.Listen, filepath.Join(dir, "ca.crt"))
+	if !a.json {
+		o.Listening = func(addr string) { a.note("waiting for the device on %s; its roots are %s", addr, filepath.Join(dir, "ca.crt")) }
 	}
 	o.Told = a.live()
 	rep, err := check.Device(ctx, *o)

@@ -35,8 +35,11 @@ func groupRequest(group uint16) []tls13.Extension {
 func answered(s *stage, h *tls13.Hello) error {
 	s.note = "it sent a second ClientHello"
 	v := s.server()
-	v.Suite = 0
-	return s.lureFrom(v, h)
+	err := s.lureFrom(v, h)
+	if err != nil && s.leaked() == "" {
+		return s.settle(Fail, "it obeyed with a second ClientHello, which led nowhere: %v", err)
+	}
+	return err
 }
 
 // retry asks for a group.
@@ -68,7 +71,10 @@ func retryNothing(s *stage) error {
 	if err != nil {
 		return err
 	}
-	for g := range h.Shares { // one that it has sent already
+	for _, g := range h.Groups { // the first that it has sent a share of
+		if h.Shares[g] == nil {
+			continue
+		}
 		second, err := retryRequest(s.Conn, h, suite, groupRequest(g))
 		if err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"hawser/internal/check/tls13"
+	"hawser/internal/mqtt"
 )
 
 // Profile says what a client is held against.
@@ -39,6 +40,9 @@ type DeviceOptions struct {
 	Parallel int      // cases at the same time; only with Exec
 	Only     []string // ids or groups; nil: all
 
+	// Listening is told where the device has to connect to. May be nil.
+	Listening func(addr string)
+
 	// Told is called after each case, from several goroutines one after the other.
 	Told func(done, all int, r *Result)
 }
@@ -57,6 +61,9 @@ func Device(ctx context.Context, o DeviceOptions) (*Report, error) {
 		return nil, err
 	}
 	defer src.close()
+	if o.Listening != nil && src.listen != nil {
+		o.Listening(src.listen.Addr().String())
+	}
 	r := &run{o: &o, src: src, all: len(cases), report: &Report{Kind: "device", Target: src.target(), Profile: string(o.Profile), Began: time.Now()}}
 	ok := true
 	for i := range honest {
@@ -178,6 +185,11 @@ func (r *run) play(ctx context.Context, c *Case, res *Result) {
 	}
 	res.Verdict, res.Why = judge(c, s, r.o)
 	res.Evidence = s.evidence()
+	if s.gave() && res.Verdict != Fail {
+		if sig := a.crashed(); sig != "" {
+			res.Verdict, res.Why = Fail, "it crashed: "+sig
+		}
+	}
 	if c.kind == probeOnly {
 		r.learn(s)
 	}
@@ -216,7 +228,7 @@ func (r *run) stage(ctx context.Context, a *attempt) (*stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{Conn: &tls13.Conn{Raw: raw}, w: r.o.World, limit: r.o.Step, ctx: ctx, features: r.o.Features, noClock: r.o.NoClock}
+	s := &stage{Conn: &tls13.Conn{Raw: raw}, w: r.o.World, limit: r.o.Step, patience: r.o.Patience, ctx: ctx, features: r.o.Features, noClock: r.o.NoClock}
 	s.again = func(ctx context.Context) (*stage, error) {
 		next, err := r.stage(ctx, a)
 		if err == nil {
@@ -243,7 +255,7 @@ func (r *run) recover(ctx context.Context, res *Result) {
 			err = s.welcome()
 			ok = s.connect != nil
 			if ok {
-				_ = s.attend(r.o.Step/4, nil) // what it does afterwards is not looked at
+				_ = s.attend(r.o.Step/20, func(mqtt.Header) bool { return true }) // it is let in, no more is looked at
 			}
 			s.Raw.Close()
 			if ok {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"time"
 
 	"hawser/internal/check/tls13"
@@ -22,6 +21,8 @@ type stage struct {
 	w     *World
 	p     *tls13.Peer   // after the handshake
 	limit time.Duration // how long the client may take for one step
+
+	patience time.Duration // how long silence lasts where silence is the provocation
 
 	data  []byte // application data read and not used
 	first []byte // the first of it
@@ -146,6 +147,7 @@ func (s *stage) attend(d time.Duration, stop func(h mqtt.Header) bool) error {
 			return err
 		}
 		if err := s.answer(h, body); err != nil {
+			s.Drain(d) // it may have gone: what it said last is still to be read
 			return err
 		}
 		if s.did.bye || stop != nil && stop(h) {
@@ -224,9 +226,6 @@ func (s *stage) subscribed(h mqtt.Header, body []byte) error {
 	return s.send(a)
 }
 
-// has reports whether the client was declared, or seen, to do something.
-func (s *stage) has(feature string) bool { return slices.Contains(s.features, feature) }
-
 // evidence is what there is to show of this connection.
 func (s *stage) evidence() Evidence {
 	return Evidence{Connected: true, Farthest: s.Seen.Farthest(), Ended: s.Seen.EndText(), Sent: s.Seen.AppBytes,
@@ -243,6 +242,8 @@ func (s *stage) leaked() string {
 	switch {
 	case s.Seen.AppBytes > 0:
 		return fmt.Sprintf("%d bytes of application data", s.Seen.AppBytes)
+	case s.Seen.Foreign > 0:
+		return fmt.Sprintf("%d bytes under keys of its own", s.Seen.Foreign)
 	case s.Seen.Finished:
 		return "its Finished"
 	case s.Seen.Certificate:
