@@ -119,7 +119,7 @@ func (a *app) caImport() *cobra.Command {
 		Long: `import holds a result against the request that was kept here (chain, profile, name and
 key) and puts what was signed in its place: a device or service is admitted, a broker
 certificate is served from then on, without a connection being dropped. --out writes
-the certificate to a file for whoever holds the key.`,
+the certificate to a file for whoever holds the key, or the block of a flashing bench.`,
 		Example: `  hawser ca import 5f0c.result.json --dir fleet
   hawser ca import 5f0c.result.json --out dashboard/service.crt`,
 		Args: cobra.ExactArgs(1),
@@ -135,6 +135,13 @@ func (a *app) importResult(ctx context.Context, c *admin.Client, name, out strin
 	file, err := readFile(name)
 	if err != nil {
 		return err
+	}
+	block, err := pki.ResultBlock(file)
+	if err != nil {
+		return admin.Errorf(admin.Invalid, "%v", err)
+	}
+	if block != nil {
+		return a.importBlock(ctx, c, file, block, out)
 	}
 	v, err := c.ImportResult(ctx, file)
 	if err != nil {
@@ -153,6 +160,24 @@ func (a *app) importResult(ctx context.Context, c *admin.Client, name, out strin
 			a.say("%s %s may connect", v.Kind, v.Subject)
 		}
 	})
+}
+
+// importBlock imports the answer to a flashing bench's request. The block is in no other
+// file, so it must be said where it goes.
+func (a *app) importBlock(ctx context.Context, c *admin.Client, file, block []byte, out string) error {
+	if out == "" {
+		return errors.New("the result holds the block of a flashing bench: nothing was imported\nhint: --out FILE, for the block")
+	}
+	if _, err := os.Lstat(out); err == nil {
+		return fmt.Errorf("%s exists already: it is not written over, and nothing was imported\nhint: --out FILE", out)
+	}
+	if _, err := c.ImportResult(ctx, file); err != nil {
+		return err
+	}
+	if err := durable.CreateFile(out, block, 0o644); err != nil {
+		return fmt.Errorf("imported, but the block was not written: %w\nhint: reserve again", err)
+	}
+	return a.sayBlock(block, out)
 }
 
 // writeCertificates takes the certificates out of a result that was imported,

@@ -12,6 +12,7 @@ func (a *app) commands() []*cobra.Command {
 		a.statusCommand(),
 		a.serviceCommand(),
 		a.caCommand(),
+		a.factoryCommand(),
 		a.sendCommand(),
 		a.commandCommand(),
 		a.configCommand(),

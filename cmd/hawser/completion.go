@@ -122,7 +122,8 @@ func described(word, text string) string {
 // proposals, where they have none of their own.
 func (a *app) completeArguments(root *cobra.Command) {
 	for path, fn := range map[string]cobra.CompletionFunc{
-		"device show": a.completeDevice, "device revoke": a.completeDevice, "device tag": a.completeDevice, "tail": a.completeDevice,
+		"device show": a.completeDevice, "device unrevoke": a.completeDevice,
+		"device retire": a.completeDevice, "device quarantine": a.completeDevice, "device release": a.completeDevice, "device tag": a.completeDevice, "tail": a.completeDevice,
 	} {
 		if cmd, rest, err := root.Find(strings.Fields(path)); err == nil && len(rest) == 0 && cmd.ValidArgsFunction == nil {
 			cmd.ValidArgsFunction = fn

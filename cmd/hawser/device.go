@@ -17,18 +17,21 @@ func (a *app) deviceCommand() *cobra.Command {
 	return group("device", "enrol, list and revoke devices", `device holds what is done with devices: each has an id of eight upper-case hex
 digits, which is its name in its certificate, its MQTT client id and its part of
 every topic: private/<id>/...`,
-		a.deviceAdd(), a.deviceEnroll(), a.deviceList(), a.deviceShow(), a.deviceRevoke(), a.deviceTag())
+		a.deviceAdd(), a.deviceEnroll(), a.deviceList(), a.deviceShow(), a.deviceTag(),
+		a.deviceRevoke(), a.deviceUnrevoke(), a.deviceRetire(), a.deviceQuarantine(), a.deviceRelease())
 }
 
 func (a *app) deviceList() *cobra.Command {
 	var f admin.DeviceFilter
 	var online, offline bool
+	var since, until string
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "list devices",
 		Long:  `list prints the devices of the fleet in the order of their ids. Filters add up.`,
 		Example: `  hawser device list
   hawser device list --status active --tag berlin --online
+  hawser device list --station line1 --since 2026-11-24 --until 2026-11-25
   hawser device list --prefix AB --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -41,6 +44,11 @@ func (a *app) deviceList() *cobra.Command {
 			if f.State != "" && !strings.Contains(" active revoked quarantined retired ", " "+f.State+" ") {
 				return usagef(cmd, "status %q is not active, revoked, quarantined or retired", f.State)
 			}
+			flashed, err := flashedBy(cmd, f.Station, since, until)
+			if err != nil {
+				return err
+			}
+			f.FlashedSince, f.FlashedUntil = flashed.FlashedSince, flashed.FlashedUntil
 			return a.with(cmd, func(ctx context.Context, c *admin.Client) error { return a.listDevices(ctx, c, f) })
 		},
 	}
@@ -48,6 +56,9 @@ func (a *app) deviceList() *cobra.Command {
 	fl.StringVar(&f.State, "status", "", "active, revoked, quarantined or retired")
 	fl.StringVar(&f.Tag, "tag", "", "only devices with this tag")
 	fl.StringVar(&f.Class, "class", "", "only devices of this class")
+	fl.StringVar(&f.Station, "station", "", "only devices that this station has flashed")
+	fl.StringVar(&since, "since", "", "only devices that were flashed then or later: 2026-11-24, 2026-11-24T08:00 (UTC), 7d")
+	fl.StringVar(&until, "until", "", "only devices that were flashed before")
 	fl.StringVar(&f.Prefix, "prefix", "", "only ids that begin with these hex digits")
 	fl.BoolVar(&online, "online", false, "only devices that are connected; needs a running server")
 	fl.BoolVar(&offline, "offline", false, "only devices that are not; needs a running server")
@@ -132,9 +143,19 @@ func (a *app) showDevice(d *admin.DeviceDetail) {
 	a.fields("id", d.ID.String(), "status", d.State, "reason", d.Reason, "online", onlineText(d.Online), "class", d.Class,
 		"tags", strings.Join(d.Tags, " "), "note", d.Note, "key", d.Key.String(), "created", stamp(d.Created),
 		"enrolled", stamp(d.Enrolled), "last seen", stamp(d.LastSeen), "queue", queue)
+	if d.Station != "" {
+		hardware := ""
+		if d.Hardware != 0 {
+			hardware = strconv.Itoa(int(d.Hardware))
+		}
+		a.fields("station", d.Station, "  hardware", hardware, "  flashed", stamp(d.Flashed), "  block", d.Block.String())
+	}
 	if h := d.Hello; h != nil {
 		a.fields("hello", stamp(h.At), "  class", h.Class, "  firmware", h.Firmware, "  image", h.Image.String(), "  tls", h.TLS,
 			"  boot", h.Boot, "  features", strings.Join(h.Features, " "), "  encoding", h.Encoding)
+	}
+	for _, c := range d.Clones {
+		a.fields("TWO HOLDERS", fmt.Sprintf("%s and %s", bootText(&c.Back), bootText(&c.Other)))
 	}
 	if d.Config.Version != 0 {
 		a.fields("config", fmt.Sprintf("version %d, %s", d.Config.Version, appliedText(&d.Config)))
@@ -148,6 +169,15 @@ func (a *app) showDevice(d *admin.DeviceDetail) {
 	}
 }
 
+// bootText names one of two that hold an identity.
+func bootText(b *admin.Boot) string {
+	remote := b.Remote
+	if remote == "" {
+		remote = "an address not known"
+	}
+	return fmt.Sprintf("%s (boot %016x, %s)", remote, b.Nonce, stamp(b.At))
+}
+
 // appliedText says what a device reports of its configuration.
 func appliedText(c *admin.Config) string {
 	switch {
@@ -157,35 +187,6 @@ func appliedText(c *admin.Config) string {
 		return fmt.Sprintf("version %d %s: %s", c.AppliedVersion, c.AppliedStatus, c.AppliedText)
 	}
 	return fmt.Sprintf("version %d %s", c.AppliedVersion, c.AppliedStatus)
-}
-
-func (a *app) deviceRevoke() *cobra.Command {
-	var reason string
-	cmd := &cobra.Command{
-		Use:   "revoke ID --reason TEXT",
-		Short: "shut a device out for good",
-		Long: `revoke ends the device's certificates for good and closes its connection within a
-second. It cannot be undone: an id that was revoked is never used again.`,
-		Example: `  hawser device revoke ABCD1234 --reason "stolen in Lyon"`,
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := deviceArg(cmd, args[0])
-			if err != nil {
-				return err
-			}
-			if strings.TrimSpace(reason) == "" {
-				return usagef(cmd, "a revocation needs a reason, for whoever reads the audit\nhint: --reason TEXT")
-			}
-			return a.with(cmd, func(ctx context.Context, c *admin.Client) error {
-				if err := c.Revoke(ctx, id, reason); err != nil {
-					return err
-				}
-				return emitOne(a, map[string]string{"id": id.String(), "state": "revoked"}, func() { a.say("%s revoked", id) })
-			})
-		},
-	}
-	cmd.Flags().StringVar(&reason, "reason", "", "why; kept in the audit")
-	return a.withJSON(cmd)
 }
 
 func (a *app) deviceTag() *cobra.Command {

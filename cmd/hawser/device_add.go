@@ -61,7 +61,11 @@ func (n *newDevice) pick(ctx context.Context, c *admin.Client) (identity.ID, err
 	if n.id == "" {
 		return c.ReserveID(ctx)
 	}
-	return identity.ParseID(n.id)
+	id, err := identity.ParseID(n.id)
+	if err != nil {
+		return 0, err
+	}
+	return id, c.CheckReserved(ctx, id)
 }
 
 // certify has the key of csr certified for id and imports it. Without a CA at

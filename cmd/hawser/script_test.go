@@ -37,6 +37,7 @@ const patience = 20 * time.Second
 //	halt DIR                    stops it and checks that it ended with 0
 //	device start DIR [json]     connects a device with the files in DIR to $PORT
 //	device stop DIR
+//	forge KIND BENCH OUT         a copy of the bench's journal with a unit that is wrong
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -49,6 +50,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"code": scriptCode, "await": scriptAwait, "serve": scriptServe, "halt": scriptStop, "device": scriptDevice,
+			"forge": scriptForge,
 		},
 	})
 }

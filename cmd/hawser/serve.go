@@ -8,6 +8,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
+	"hawser/internal/config"
 	"hawser/internal/server"
 )
 
@@ -26,6 +27,9 @@ When it accepts connections it prints a line "ready ADDRESS" on standard output,
 on descriptor --ready-fd where that is given. As a systemd service of Type=notify it
 reports by itself. Its log goes to standard error, as text on a terminal, else as
 JSON. Metrics, /healthz and /readyz are on serve.metrics of hawser.toml.
+
+Two holders of one identity show by the boots that they tell in their hellos: the first
+is heard again after the second. --on-clone says what happens then.
 
 Files that are missing, damaged or readable by others are named and refused; nothing
 is made anew. Exit codes: 0 stopped as told, 1 failed, 2 wrong use.`,
@@ -48,6 +52,9 @@ is made anew. Exit codes: 0 stopped as told, 1 failed, 2 wrong use.`,
 	f := cmd.Flags()
 	f.StringVar(&cfg.Listen, "listen", "", "HOST:PORT of the broker, in place of serve.listen in hawser.toml")
 	f.StringVar(&cfg.Metrics, "metrics", "", "HOST:PORT of the metrics, in place of serve.metrics")
+	f.StringVar(&cfg.OnClone, "on-clone", "", "report or quarantine: what is done when two hold one identity, in place of devices.on_clone")
+	// The error is that there is no such flag: there is, one line above.
+	_ = cmd.RegisterFlagCompletionFunc("on-clone", cobra.FixedCompletions([]string{config.CloneReport, config.CloneQuarantine}, cobra.ShellCompDirectiveNoFileComp))
 	f.IntVar(&readyFD, "ready-fd", -1, "write the line \"ready ADDRESS\" to this descriptor, too")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd

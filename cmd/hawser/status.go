@@ -47,6 +47,9 @@ func (a *app) showStatus(s *admin.Status) {
 	}
 	a.fields("fleet", fleet, "domains", strings.Join(s.Domains, " "), "devices", strings.Join(states, ", "),
 		"services", fmt.Sprint(s.Services))
+	if s.Clones > 0 {
+		a.fields("TWO HOLDERS", fmt.Sprintf("of %d identities: hawser audit list --action device.clone", s.Clones))
+	}
 	if s.Pending > 0 {
 		a.fields("requests", fmt.Sprintf("%d wait for the safe", s.Pending))
 	}

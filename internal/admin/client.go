@@ -48,15 +48,28 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, in
 	if err != nil {
 		return err
 	}
+	return decode(body, out)
+}
+
+// send is call with a body that is sent as it stands.
+func (c *Client) send(ctx context.Context, path string, in io.Reader, out any) error {
+	body, err := c.do(ctx, "POST", path, nil, in)
+	if err != nil {
+		return err
+	}
+	return decode(body, out)
+}
+
+func decode(body io.ReadCloser, out any) error {
 	defer body.Close()
 	if out == nil {
-		_, err = io.Copy(io.Discard, body)
+		_, err := io.Copy(io.Discard, body)
 		return err
 	}
 	if err := json.NewDecoder(body).Decode(out); err != nil {
 		return fmt.Errorf("answer of the server: %w", err)
 	}
-	_, err = io.Copy(io.Discard, body)
+	_, err := io.Copy(io.Discard, body)
 	return err
 }
 
@@ -70,6 +83,10 @@ func (c *Client) open(ctx context.Context, method, path string, q url.Values, in
 		}
 		body = bytes.NewReader(text)
 	}
+	return c.do(ctx, method, path, q, body)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, q url.Values, body io.Reader) (io.ReadCloser, error) {
 	u := url.URL{Scheme: "http", Host: "hawser", Path: "/v1/" + path, RawQuery: q.Encode()}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
 	if err != nil {
@@ -139,6 +156,9 @@ func (c *Client) Devices(ctx context.Context, f DeviceFilter) (p DevicePage, err
 	q.set("class", f.Class)
 	q.set("tag", f.Tag)
 	q.set("prefix", f.Prefix)
+	q.set("station", f.Station)
+	q.time("flashed_since", f.FlashedSince)
+	q.time("flashed_until", f.FlashedUntil)
 	q.id("after", f.After)
 	q.number("limit", uint64(f.Limit))
 	if f.Online != nil {
@@ -170,6 +190,12 @@ func (c *Client) CheckFree(ctx context.Context, id identity.ID) error {
 	return err
 }
 
+// CheckReserved refuses with Conflict an id that was given to a flashing bench, before a
+// certificate is made for it that could not be imported.
+func (c *Client) CheckReserved(ctx context.Context, id identity.ID) error {
+	return c.call(ctx, "GET", "devices/"+id.String()+"/reserved", nil, nil, nil)
+}
+
 // Enroll imports a device's certificate after its chain, name and key were verified.
 func (c *Client) Enroll(ctx context.Context, id identity.ID, e Enrolment) (d Device, err error) {
 	return d, c.call(ctx, "POST", "devices/"+id.String()+"/enroll", nil, e, &d)
@@ -181,11 +207,47 @@ func (c *Client) EnrollMany(ctx context.Context, list []NamedEnrolment) error {
 	return c.call(ctx, "POST", "enroll", nil, list, nil)
 }
 
-// Revoke shuts a device out for good.
-func (c *Client) Revoke(ctx context.Context, id identity.ID, reason string) error {
-	return c.call(ctx, "POST", "devices/"+id.String()+"/revoke", nil, struct {
-		Reason string `json:"reason"`
-	}{reason}, nil)
+// reason is the body of a change of state.
+type reason struct {
+	Reason string `json:"reason"`
+}
+
+// Revoke shuts a device out.
+func (c *Client) Revoke(ctx context.Context, id identity.ID, why string) error {
+	_, err := c.Bar(ctx, id, "revoke", why)
+	return err
+}
+
+// Bar shuts a device out: as is revoke, retire or quarantine. One that is in that
+// state already is a Conflict.
+func (c *Client) Bar(ctx context.Context, id identity.ID, as, why string) (out Barred, err error) {
+	return out, c.call(ctx, "POST", "devices/"+id.String()+"/"+as, nil, reason{why}, &out)
+}
+
+// RevokeMany revokes up to 1000 devices in one change; those that are revoked already
+// are counted. If one is not known, none is revoked.
+func (c *Client) RevokeMany(ctx context.Context, ids []identity.ID, why string) (out Barred, err error) {
+	return out, c.call(ctx, "POST", "revoke", nil, struct {
+		IDs []identity.ID `json:"ids"`
+		reason
+	}{ids, reason{why}}, &out)
+}
+
+// States tells which of ids are devices, and their states.
+func (c *Client) States(ctx context.Context, ids []identity.ID) (out States, err error) {
+	return out, c.call(ctx, "POST", "states", nil, struct {
+		IDs []identity.ID `json:"ids"`
+	}{ids}, &out)
+}
+
+// Unrevoke brings a revoked or retired device back.
+func (c *Client) Unrevoke(ctx context.Context, id identity.ID, why string) (out Unrevoked, err error) {
+	return out, c.call(ctx, "POST", "devices/"+id.String()+"/unrevoke", nil, reason{why}, &out)
+}
+
+// Release takes a device out of quarantine, and settles what was reported of clones.
+func (c *Client) Release(ctx context.Context, id identity.ID, why string) error {
+	return c.call(ctx, "POST", "devices/"+id.String()+"/release", nil, reason{why}, nil)
 }
 
 // Tag adds and removes tags of a device.

@@ -20,6 +20,10 @@ type Device struct {
 	Created  time.Time   `json:"created,omitzero"`
 	Enrolled time.Time   `json:"enrolled,omitzero"`
 	LastSeen time.Time   `json:"last_seen,omitzero"`
+	Station  string      `json:"station,omitempty"`  // the bench that made it
+	Hardware uint32      `json:"hardware,omitempty"` // revision
+	Flashed  time.Time   `json:"flashed,omitzero"`   // by the bench's clock
+	Block    Hex         `json:"block,omitempty"`    // that its id came from
 	Hello    *Hello      `json:"hello,omitempty"`
 }
 
@@ -44,7 +48,41 @@ type DeviceDetail struct {
 	Certificates []Certificate `json:"certificates"`
 	Queue        *Queue        `json:"queue,omitempty"`
 	Config       Config        `json:"config"`
+	Clones       []Clone       `json:"clones,omitempty"`  // not released yet
 	Pending      []Command     `json:"pending,omitempty"` // commands, at most 100
+}
+
+// Clone is the proof that two hold the identity of a device: it was heard under the
+// nonce of one boot, then of another, then of the first again.
+type Clone struct {
+	Back  Boot `json:"back"`
+	Other Boot `json:"other"`
+}
+
+// Boot is one boot of a device as its hello tells it apart.
+type Boot struct {
+	Nonce  uint64    `json:"nonce,string"`
+	Remote string    `json:"remote,omitempty"` // address and port, empty = not known
+	At     time.Time `json:"at"`
+}
+
+// Barred tells what became of devices that were revoked, retired or quarantined.
+type Barred struct {
+	Changed int     `json:"changed"`
+	Already int     `json:"already"`                           // were it before
+	Dropped *uint64 `json:"dropped_messages,string,omitempty"` // that were queued; nil: no server runs, they go at its next start
+}
+
+// States tells which ids are devices, and the state of each.
+type States struct {
+	Known   map[identity.ID]string `json:"known"`
+	Unknown []identity.ID          `json:"unknown,omitempty"`
+}
+
+// Unrevoked is a device that is back with the certificates that it had.
+type Unrevoked struct {
+	ID           identity.ID `json:"id"`
+	Certificates int         `json:"certificates"` // that open the door again
 }
 
 // Queue is what waits for a device.
@@ -73,6 +111,10 @@ type DeviceFilter struct {
 	Prefix string
 	After  identity.ID
 	Limit  int // 0 = 1000
+
+	Station      string // that has flashed it
+	FlashedSince time.Time
+	FlashedUntil time.Time // not at or after it; zero = no end
 }
 
 // DevicePage is one page of devices. More is the id after which to go on, 0 at
@@ -241,6 +283,7 @@ type Status struct {
 	Domains      []string       `json:"domains"`
 	Devices      map[string]int `json:"devices"` // by state
 	Services     int            `json:"services"`
+	Clones       int            `json:"clones,omitempty"` // devices of which two were seen
 	Pending      int            `json:"pending_requests"`
 	Epoch        uint32         `json:"epoch"`
 	Starts       uint64         `json:"starts,string"`

@@ -36,7 +36,11 @@ func (b *Broker) tlsConfig() *tls.Config {
 		DynamicRecordSizingDisabled: true,
 		GetConfigForClient:          b.judgeHello,
 		GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return b.cfg.Leaf(h.ServerName)
+			leaf, err := b.cfg.Leaf(h.ServerName)
+			if g, ok := h.Conn.(*gate); ok && err == nil {
+				g.leaf = leaf.Leaf
+			}
+			return leaf, err
 		},
 		VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) error {
 			if len(raw) == 0 {
@@ -78,6 +82,8 @@ type gate struct {
 	net.Conn
 	head   []byte // read ahead, not yet taken by TLS
 	budget int    // bytes that may still come; negative: admitted, no limit
+
+	leaf *x509.Certificate // what the broker showed; nil before the ClientHello was read
 }
 
 func (g *gate) Read(p []byte) (int, error) {

@@ -22,6 +22,7 @@ package broker
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -65,6 +66,17 @@ type Config struct {
 	// must not block. May be nil.
 	Subscribed func(id identity.ID, filter string)
 
+	// QueueDropped is told how many messages were thrown away that waited for a
+	// device: it was barred, or its session was not there at the start. It must not
+	// block. May be nil.
+	QueueDropped func(id identity.ID, messages int)
+
+	// Admitted is told of each connection once its CONNACK is decided and before it
+	// is sent: who it is, the SHA-256 of the client's certificate, the address it
+	// comes from, and the certificate that the broker showed it. It must not block.
+	// May be nil.
+	Admitted func(who identity.Principal, fingerprint [32]byte, remote string, leaf *x509.Certificate)
+
 	// Presence is told who has come and gone. It must not block. May be nil.
 	Presence func(who identity.Principal, online bool)
 }
@@ -73,6 +85,18 @@ func (c *Config) presence(who identity.Principal, online bool) {
 	if c.Presence != nil {
 		c.Presence(who, online)
 	}
+}
+
+// admitted tells of a connection that is about to get its CONNACK.
+func (c *Config) admitted(who identity.Principal, t *tls.Conn) {
+	if c.Admitted == nil {
+		return
+	}
+	var leaf *x509.Certificate
+	if g, ok := t.NetConn().(*gate); ok {
+		leaf = g.leaf
+	}
+	c.Admitted(who, Fingerprint(t.ConnectionState().PeerCertificates[0].Raw), t.RemoteAddr().String(), leaf)
 }
 
 // Broker is a running broker.
@@ -321,35 +345,6 @@ func (b *Broker) cutBack(s *session) {
 }
 
 var errGrant = errors.New("a grant was taken away")
-
-// Bar shuts a principal out for good: its certificates, its connections, and its
-// words that wait: Will, retained and queued messages.
-func (b *Broker) Bar(who identity.Principal) {
-	b.dir.bar(who)
-	b.close(who, fate{code: notAuthorized, err: errRevoked})
-	b.mu.Lock()
-	var gone []*session
-	for _, s := range b.sessions {
-		if s.key.Principal == who {
-			s.mu.Lock()
-			s.will = nil
-			s.mu.Unlock()
-			gone = append(gone, s)
-		}
-	}
-	for _, s := range gone {
-		b.forget(s)
-	}
-	for topic, m := range b.retained.all {
-		if m.from == who {
-			b.dropRetained(topic)
-		}
-	}
-	b.mu.Unlock()
-	for _, s := range gone {
-		s.erase()
-	}
-}
 
 // close ends the live connections of a principal.
 func (b *Broker) close(who identity.Principal, f fate) {

@@ -84,8 +84,11 @@ func (b *Broker) admit(t *tls.Conn, m *member) error {
 	a, err := b.attach(c, &p, clientID, will)
 	if err != nil {
 		code := mqtt.QuotaExceeded
-		if errors.Is(err, errShutdown) {
+		switch {
+		case errors.Is(err, errShutdown):
 			code = mqtt.ServerShuttingDown
+		case errors.Is(err, errRevoked):
+			code = mqtt.NotAuthorized
 		}
 		b.sayNo(t, p.Version, code)
 		return fmt.Errorf("%v: CONNECT: %w", m.who, err)
@@ -167,6 +170,7 @@ func (b *Broker) welcome(c *conn, p *mqtt.Connect, a attached, assigned string) 
 	}
 	b.stats.Connections.Add(1)
 	b.stats.Connects.Add(1)
+	b.cfg.admitted(c.m.who, c.tls)
 	c.send(&ack)
 	b.cfg.presence(c.m.who, true)
 	b.resume(c, a.present)

@@ -99,16 +99,25 @@ func (d *directory) remove(fp [32]byte) (who identity.Principal, last bool) {
 	return p.who, true
 }
 
-// bar takes every certificate of who out.
-func (d *directory) bar(who identity.Principal) {
+// bar takes every certificate of those in who out.
+func (d *directory) bar(who map[identity.Principal]bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for fp, p := range d.pins {
-		if p.who == who {
+		if who[p.who] {
 			delete(d.pins, fp)
 		}
 	}
-	delete(d.active, who)
+	for p := range who {
+		delete(d.active, p)
+	}
+}
+
+// admits reports whether a principal has a certificate that opens the door.
+func (d *directory) admits(who identity.Principal) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.active[who] > 0
 }
 
 // lookup is the admission check. It has no effect: Go calls it before the client

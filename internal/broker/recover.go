@@ -181,9 +181,7 @@ func (b *Broker) afterRecovery() {
 		b.log.Error("queues", "error", err)
 	}
 	for _, name := range orphans {
-		if err := b.cfg.Log.QueueDrop(name); err != nil {
-			b.log.Warn("queue of an ended session not emptied", "device", name, "error", err)
-		}
+		b.toldDropped(name, b.dropQueue(name))
 	}
 	b.armWills()
 }

@@ -118,6 +118,11 @@ func (b *Broker) attach(c *conn, p *mqtt.Connect, clientID string, will *registr
 	if b.closed {
 		return attached{}, errShutdown
 	}
+	// Asked under the lock with which Bar looks for sessions: who was barred after
+	// the handshake is either refused here or found there.
+	if !b.dir.admits(c.m.who) {
+		return attached{}, errRevoked
+	}
 	var a attached
 	if a.s = b.sessions[key]; a.s == nil {
 		if b.perMember[c.m] >= c.q.Sessions {
@@ -225,7 +230,7 @@ func (b *Broker) detach(c *conn) {
 	if mine {
 		s.unbind()
 		fire = s.settleWill(f.will)
-		if s.persistent() || s.will != nil {
+		if !s.ended && (s.persistent() || s.will != nil) {
 			s.save(nil)
 		}
 	}
@@ -382,29 +387,29 @@ func (b *Broker) forget(s *session) {
 	}
 }
 
-// eraseThen deletes what is stored of a session that was forgotten; done may be
-// nil.
-func (s *session) eraseThen(done func(error)) {
+// eraseThen deletes what is stored of a session that was forgotten, and tells how
+// many messages waited in it; done may be nil.
+func (s *session) eraseThen(done func(error)) (messages int) {
 	s.mu.Lock()
-	stored := s.stored
+	stored, acked := s.stored, s.out.acked()
 	s.stored = false
 	s.mu.Unlock()
-	if s.isDevice() && stored {
-		if err := s.b.cfg.Log.QueueDrop(s.key.Principal.Name); err != nil {
-			s.b.log.Warn("queue not emptied", "device", s.key.Principal.Name, "error", err)
-		}
-	}
 	if !stored {
 		if done != nil {
 			done(nil)
 		}
-		return
+		return 0
+	}
+	if s.isDevice() {
+		s.b.cfg.Log.QueueAck(s.key.Principal.Name, acked) // since the last checkpoint: it did not wait
+		messages = s.b.dropQueue(s.key.Principal.Name)
 	}
 	no := s.no
 	s.b.submit("drop session", func(tx *registry.Tx) error { return tx.DropSession(no) }, done)
+	return messages
 }
 
-func (s *session) erase() { s.eraseThen(nil) }
+func (s *session) erase() (messages int) { return s.eraseThen(nil) }
 
 // submit hands a change to the registry and logs its failure.
 func (b *Broker) submit(what string, apply func(*registry.Tx) error, done func(error)) {

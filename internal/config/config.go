@@ -18,6 +18,8 @@ type Config struct {
 	Serve Serve `toml:"serve"`
 	// TLS 1.3 with a client certificate is not negotiable; this narrows it further.
 	TLS TLS `toml:"tls"`
+	// What the server does with devices of its own accord.
+	Devices Devices `toml:"devices"`
 	// What one connection or one principal may cost. Who is over a rate is read from
 	// more slowly; nothing that was sent is dropped.
 	Limits Limits `toml:"limits"`
@@ -59,6 +61,20 @@ type TLS struct {
 	// Cipher suites that are accepted. Leave out the second to force AES; add
 	// "TLS_AES_256_GCM_SHA384" only for a client that knows nothing else.
 	Suites []string `toml:"suites"`
+}
+
+// What the server does when two hold one identity.
+const (
+	CloneReport     = "report"
+	CloneQuarantine = "quarantine"
+)
+
+// Devices says what the server does with devices without being asked.
+type Devices struct {
+	// When the boots of a device prove that two hold its identity. "report": `hawser
+	// status` and the audit say so. "quarantine": neither gets in until `hawser device
+	// release`, the real one included.
+	OnClone string `toml:"on_clone"`
 }
 
 // Limits are the costs that are bounded. Sizes are in bytes.
@@ -134,9 +150,10 @@ type Log struct {
 // Default gives every value that init does not fill in.
 func Default() Config {
 	return Config{
-		Fleet: Fleet{Domains: []string{}, Organisation: "Hawser", Country: "ZZ", Port: 8883},
-		Serve: Serve{Listen: ":8883", Metrics: "127.0.0.1:9883", AdminSocket: "server/admin.sock"},
-		TLS:   TLS{Suites: []string{"TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256"}},
+		Fleet:   Fleet{Domains: []string{}, Organisation: "Hawser", Country: "ZZ", Port: 8883},
+		Serve:   Serve{Listen: ":8883", Metrics: "127.0.0.1:9883", AdminSocket: "server/admin.sock"},
+		TLS:     TLS{Suites: []string{"TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256"}},
+		Devices: Devices{OnClone: CloneReport},
 		Limits: Limits{
 			MaxPacket: 256 * KiB, MaxWrite: 2 * KiB, Inflight: 32, SessionExpiry: 30 * Day,
 			QueueMessages: 1000, QueueBytes: 1 * MiB,

@@ -137,6 +137,7 @@ func TestRefused(t *testing.T) {
 		{"\"mqtt.example.com\", ", "\"rescue.example.com\", ", "twice"},
 		{"id = \"01", "id = \"0G", "fleet id"},
 		{"TLS_AES_128_GCM_SHA256", "TLS_RSA_WITH_RC4_128_SHA", "tls.suites"},
+		{"on_clone = \"report\"", "on_clone = \"revoke\"", "devices.on_clone"},
 		{"port = 8883", "port = 0", "fleet.port"},
 		{"nats_credentials = \"\"", "nats_credentials = \"x\"", "nats_url"},
 		{"listen = \":8883\"", "listen = \"8883\"", "serve.listen"},

@@ -66,7 +66,7 @@ func explain(err error) error {
 
 // Validate reports the first value that is missing or out of bounds, by key.
 func (c *Config) Validate() error {
-	for _, err := range []error{c.Fleet.validate(), c.Serve.validate(), c.TLS.validate(),
+	for _, err := range []error{c.Fleet.validate(), c.Serve.validate(), c.TLS.validate(), c.Devices.validate(),
 		c.Limits.validate(), c.Log.validate()} {
 		if err != nil {
 			return err
@@ -118,6 +118,13 @@ func (t *TLS) validate() error {
 		if suiteID(s) == 0 {
 			return fmt.Errorf("tls.suites: %q is not a TLS 1.3 suite known here", s)
 		}
+	}
+	return nil
+}
+
+func (d *Devices) validate() error {
+	if d.OnClone != CloneReport && d.OnClone != CloneQuarantine {
+		return fmt.Errorf("devices.on_clone: %q is not %q or %q", d.OnClone, CloneReport, CloneQuarantine)
 	}
 	return nil
 }

@@ -43,7 +43,8 @@ func TestImports(t *testing.T) {
 		"internal/pki":      leaves,
 		"internal/broker":   leaves + "internal/msglog internal/registry",
 		"internal/command":  leaves + "internal/message internal/registry",
-		"internal/fleet":    leaves + "internal/config internal/pki",
+		"internal/fleet":    leaves + "internal/config internal/factory internal/pki",
+		"internal/factory":  leaves + "internal/pki",
 		"internal/admin":    leaves,
 		"device":            leaves + "internal/message",
 	} {

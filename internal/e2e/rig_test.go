@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,6 +31,12 @@ var hawser string
 func TestMain(m *testing.M) {
 	if os.Getenv("HAWSER_E2E_NATS") != "" {
 		exitOn(natsServer())
+	}
+	if spec := os.Getenv("HAWSER_E2E_KEY_IN_PARENT"); spec != "" {
+		exitOn(keyInParent(spec))
+	}
+	if nth, err := strconv.Atoi(os.Getenv("HAWSER_E2E_POWER_CUT")); err == nil {
+		exitOn(powerCut(nth, os.Args[1:]))
 	}
 	dir, err := os.MkdirTemp("", "hawser-e2e-")
 	exitOn2(err)

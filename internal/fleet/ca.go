@@ -167,6 +167,7 @@ func (c *CA) IssueBroker(domain string, pub *ecdsa.PublicKey, now time.Time) (*x
 type order struct {
 	kind, subject, class string
 	pub                  *ecdsa.PublicKey
+	block                string // of a station: the block signed with it, or ""
 	request              string // SHA-256 of the request file, hex, or ""
 	vouched              string
 }
@@ -203,6 +204,13 @@ func (c *CA) issue(o order, now time.Time) (*pki.Issuer, *x509.Certificate, erro
 		}
 		cert, err := pki.IssueDeviceLeaf(ca, id, o.pub, now)
 		return ca, cert, err
+	case pki.KindStation:
+		ca, err := c.issuer(c.newest, pki.DeviceCA)
+		if err != nil {
+			return nil, nil, err
+		}
+		cert, err := pki.IssueStationCA(ca, o.subject, o.pub, now)
+		return ca, cert, err
 	case pki.KindService:
 		ca, err := c.issuer("service", pki.ServiceCA)
 		if err != nil {
@@ -222,7 +230,7 @@ func (c *CA) issue(o order, now time.Time) (*pki.Issuer, *x509.Certificate, erro
 func entry(o order, ca *pki.Issuer, cert *x509.Certificate, key [32]byte, now time.Time) pki.Entry {
 	print := pki.Fingerprint(cert.Raw)
 	return pki.Entry{
-		Time: now.UTC().Format(time.RFC3339), Kind: o.kind, Subject: o.subject, Class: o.class,
+		Time: now.UTC().Format(time.RFC3339), Kind: o.kind, Subject: o.subject, Class: o.class, Block: o.block,
 		CA: ca.Cert.Subject.CommonName, Key: hex.EncodeToString(key[:]), Cert: hex.EncodeToString(print[:]),
 		Request: o.request, Vouched: o.vouched,
 	}

@@ -9,6 +9,9 @@
 //	fleet/server/          what serve needs; in production this and hawser.toml go to the server
 //	fleet/ca-a/            root A, device CA, service CA and their keys, issued.journal
 //	fleet/ca-b/            root B and its key, issued.journal
+//
+// In server/, anchors/N.cose are all anchor sets and anchors.cose the newest one;
+// broker-roots.crt and device-cas.crt are what is accepted.
 package fleet
 
 import (
@@ -16,13 +19,13 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"hawser/internal/config"
@@ -47,7 +50,10 @@ type Layout struct {
 	Dir    string // absolute
 	Config *config.Config
 
-	trust pki.Trust
+	mu     sync.RWMutex
+	trust  pki.Trust        // mu
+	sets   []*pki.AnchorSet // mu; the oldest first
+	signed [][]byte         // mu; their COSE_Sign1
 }
 
 // ConfigPath is hawser.toml.
@@ -73,7 +79,8 @@ func (l *Layout) NATSCredentials() string {
 	return config.Path(l.Dir, l.Config.Log.NATSCredentials)
 }
 
-// BrokerRootsPath is the PEM bundle of both pinned roots: the ca.crt of a device.
+// BrokerRootsPath is the PEM bundle of the broker roots: the one in use, the standby
+// root, then older ones that devices may still pin.
 func (l *Layout) BrokerRootsPath() string { return l.server(rootsFile) }
 
 // AnchorsPath is the newest signed anchor set.
@@ -98,7 +105,11 @@ func (l *Layout) CADir(root string) string { return filepath.Join(l.Dir, "ca-"+r
 func (l *Layout) server(name string) string { return filepath.Join(l.Dir, serverDir, name) }
 
 // Trust gives the CA certificates against which imports are verified.
-func (l *Layout) Trust() pki.Trust { return l.trust }
+func (l *Layout) Trust() pki.Trust {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.trust
+}
 
 // FleetID is the fleet's 128-bit id.
 func (l *Layout) FleetID() [16]byte { return [16]byte(l.Config.Fleet.ID) }
@@ -131,10 +142,13 @@ func OpenLayout(dir string) (*Layout, error) {
 }
 
 func (l *Layout) checkFiles() error {
+	if err := l.loadAnchors(); err != nil {
+		return err
+	}
 	if err := l.loadTrust(); err != nil {
 		return err
 	}
-	if _, _, err := l.Anchors(); err != nil {
+	if err := l.checkRoots(); err != nil {
 		return err
 	}
 	for _, d := range l.Config.Fleet.Domains {
@@ -157,18 +171,24 @@ func withHint(err error) error {
 }
 
 func (l *Layout) loadTrust() error {
+	var t pki.Trust
 	var err error
-	if l.trust.BrokerRoots, err = readBundle(l.server(rootsFile), pki.BrokerRoot); err != nil {
+	if t.BrokerRoots, err = readBundle(l.server(rootsFile), pki.BrokerRoot); err != nil {
 		return err
 	}
-	if len(l.trust.BrokerRoots) != 2 {
-		return fmt.Errorf("%s: %d broker roots, not 2", l.server(rootsFile), len(l.trust.BrokerRoots))
+	if len(t.BrokerRoots) < 2 {
+		return fmt.Errorf("%s: %d broker roots, not 2 or more", l.server(rootsFile), len(t.BrokerRoots))
 	}
-	if l.trust.DeviceCAs, err = readBundle(l.server(deviceCAsFile), pki.DeviceCA); err != nil {
+	if t.DeviceCAs, err = readBundle(l.server(deviceCAsFile), pki.DeviceCA); err != nil {
 		return err
 	}
-	l.trust.ServiceCAs, err = readBundle(l.server(serviceCAsFile), pki.ServiceCA)
-	return err
+	if t.ServiceCAs, err = readBundle(l.server(serviceCAsFile), pki.ServiceCA); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.trust = t
+	return nil
 }
 
 // readBundle reads the CA certificates in a PEM file; each must conform to p.
@@ -195,24 +215,6 @@ func missing(err error) error {
 		return fmt.Errorf("the fleet is incomplete: %w\n%s", err, restoreHint)
 	}
 	return err
-}
-
-// Anchors reads the newest anchor set, which the standby root in the bundle (the
-// second) must have signed for this fleet.
-func (l *Layout) Anchors() (sign1 []byte, set *pki.AnchorSet, err error) {
-	sign1, err = os.ReadFile(l.AnchorsPath())
-	if err != nil {
-		return nil, nil, missing(err)
-	}
-	set, err = pki.VerifyAnchors(sign1, l.trust.BrokerRoots[1], 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", l.AnchorsPath(), err)
-	}
-	if set.Fleet != l.FleetID() {
-		return nil, nil, fmt.Errorf("%s belongs to the fleet %s, hawser.toml to %s", l.AnchorsPath(),
-			hex.EncodeToString(set.Fleet[:]), l.Config.Fleet.ID)
-	}
-	return sign1, set, nil
 }
 
 // LoadBrokerLeaf gives what the listener serves for domain. A certificate that is
@@ -281,7 +283,7 @@ func (l *Layout) readBrokerCert(path, domain string) (*x509.Certificate, error) 
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	name, _, err := pki.VerifyBrokerLeaf(cert.Raw, l.trust.BrokerRoots)
+	name, _, err := pki.VerifyBrokerLeaf(cert.Raw, l.Trust().BrokerRoots)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -313,7 +315,7 @@ func (l *Layout) NewBrokerKey(domain string) (*ecdsa.PrivateKey, error) {
 // InstallBrokerLeaf puts a leaf in the place from which it is served, together with
 // the key that NewBrokerKey made for it. A crash leaves the old pair or the new one.
 func (l *Layout) InstallBrokerLeaf(der []byte) (domain string, err error) {
-	domain, cert, err := pki.VerifyBrokerLeaf(der, l.trust.BrokerRoots)
+	domain, cert, err := pki.VerifyBrokerLeaf(der, l.Trust().BrokerRoots)
 	if err != nil {
 		return "", err
 	}

@@ -281,8 +281,16 @@ func (b *builder) server(rootA, rootB *pki.Issuer) error {
 	if err != nil {
 		return err
 	}
-	if err := b.write(filepath.Join(serverDir, anchorsFile), sign1); err != nil {
+	if err := b.write(filepath.Join("ca-a", firstAnchorsFile), sign1); err != nil {
 		return err
+	}
+	if err := os.Mkdir(filepath.Join(b.dir, serverDir, anchorsDir), 0o700); err != nil {
+		return err
+	}
+	for _, name := range []string{anchorsFile, filepath.Join(anchorsDir, "1.cose")} {
+		if err := b.write(filepath.Join(serverDir, name), sign1); err != nil {
+			return err
+		}
 	}
 	if !b.cfg.Fleet.Trial {
 		return nil

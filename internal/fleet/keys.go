@@ -67,7 +67,8 @@ func (l *Layout) isCAKey(path string) bool {
 }
 
 func (l *Layout) cas() []*x509.Certificate {
-	return slices.Concat(l.trust.BrokerRoots, l.trust.DeviceCAs, l.trust.ServiceCAs)
+	t := l.Trust()
+	return slices.Concat(t.BrokerRoots, t.DeviceCAs, t.ServiceCAs)
 }
 
 // plainKey reads an unencrypted EC key, PKCS#8 or as openssl ec writes it; nil if it is not one.

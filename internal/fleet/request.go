@@ -31,6 +31,9 @@ func (c *CA) SignRequest(file []byte, confirm Confirm, now time.Time) ([]byte, e
 	if err := c.checkRequest(req); err != nil {
 		return nil, err
 	}
+	if req.Kind == pki.KindStation {
+		return c.signStationRequest(req, confirm, now)
+	}
 	key, err := pki.KeyFingerprint(req.ParsedCSR().Pub)
 	if err != nil {
 		return nil, err
@@ -135,7 +138,7 @@ func (l *Layout) OpenResult(file []byte) (*pki.Request, []*x509.Certificate, err
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", l.requestPath(hash), err)
 	}
-	certs, err := pki.OpenResult(file, req, l.trust)
+	certs, err := pki.OpenResult(file, req, l.Trust())
 	if err != nil {
 		return nil, nil, err
 	}

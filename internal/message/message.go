@@ -1,5 +1,6 @@
 // Package message is what Hawser and its devices say to each other under
-// private/<id>/: hello, time, commands and their answers, configuration and its report.
+// private/<id>/: hello, time, commands and their answers, configuration and its report,
+// offers of certificates and anchor sets and the reports on them.
 //
 // Each message has two encodings: a CBOR map with small integer keys, and JSON with
 // names. A payload that begins with '{' is JSON, one that begins with a CBOR map head
@@ -85,7 +86,7 @@ func DecodeHello(payload []byte) (m Hello, err error) {
 	r := newReader(payload)
 	m.Class = r.text(1, "class")
 	m.Firmware = r.text(2, "firmware")
-	m.Image = r.bytes(3, "image")
+	m.Image = r.bytes(3, "image", MaxImage)
 	m.TLS = r.text(4, "tls")
 	m.Boot = r.text(5, "boot")
 	m.Nonce = r.number(6, "nonce")

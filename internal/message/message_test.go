@@ -41,11 +41,17 @@ func decode(kind string, payload []byte) (m encoder, err error) {
 		return DecodeConfig(payload)
 	case "report":
 		return DecodeConfigReport(payload)
+	case "pki":
+		return DecodePKI(payload)
+	case "pki-report":
+		return DecodePKIReport(payload)
 	}
 	return nil, fmt.Errorf("no message %q", kind)
 }
 
-func kinds() []string { return []string{"hello", "time", "command", "answer", "config", "report"} }
+func kinds() []string {
+	return []string{"hello", "time", "command", "answer", "config", "report", "pki", "pki-report"}
+}
 
 func value(t testing.TB, js string) Value {
 	t.Helper()
@@ -54,6 +60,11 @@ func value(t testing.TB, js string) Value {
 		t.Fatal(err)
 	}
 	return v
+}
+
+func repeated(b byte) (p [32]byte) {
+	copy(p[:], bytes.Repeat([]byte{b}, len(p)))
+	return p
 }
 
 type sample struct {
@@ -78,6 +89,12 @@ func samples(t testing.TB) []sample {
 		{"config", "", Config{Version: 3, Document: value(t, `{"interval":60,"name":"wohnküche","limits":[1,2.5,null]}`)}},
 		{"report", "", ConfigReport{Version: 3}},
 		{"report", "", ConfigReport{Version: 4, Status: Refused, Text: "interval below 5"}},
+		{"pki", "a certificate alone (three bytes stand for the DER)", PKI{No: 1, Certificate: []byte{0x30, 1, 2}}},
+		{"pki", "an anchor set alone", PKI{No: 18446744073709551615, Anchors: []byte{0xD2, 0x84, 3}}},
+		{"pki", "both", PKI{No: 1 << 32, Certificate: []byte{0x30, 1, 2}, Anchors: []byte{0xD2, 0x84, 3}}},
+		{"pki-report", "stored beside the old, not proven yet", PKIReport{No: 1 << 32, Fingerprint: repeated(0xA5), Anchors: 1, Pending: 2}},
+		{"pki-report", "first connection of a process: no answer to an offer", PKIReport{State: PKIInUse, Fingerprint: repeated(0x5A), Anchors: 2}},
+		{"pki-report", "not taken", PKIReport{No: 7, State: PKIRefused, Fingerprint: repeated(0), Text: "the certificate is for another key"}},
 	}
 }
 
@@ -176,6 +193,17 @@ func TestRefused(t *testing.T) {
 		{"feature not text", "hello", `{"class":"","firmware":"","image":"","tls":"","boot":"","nonce":"1","features":[1]}`},
 		{"too many features", "hello", `{"class":"","firmware":"","image":"","tls":"","boot":"","nonce":"1","features":[` + strings.Repeat(`"",`, MaxFeatures) + `""]}`},
 		{"no document", "config", `{"version":"1"}`},
+		{"offer 0", "pki", `{"no":"0","certificate":"30"}`},
+		{"offer of nothing", "pki", "\xA1\x01\x01"},
+		{"empty certificate", "pki", "\xA2\x01\x01\x02\x40"},
+		{"empty certificate beside a set", "pki", `{"no":"1","certificate":"","anchors":"d2"}`},
+		{"certificate too long", "pki", `{"no":"1","certificate":"` + strings.Repeat("30", MaxCertificate+1) + `"}`},
+		{"anchor set too long", "pki", `{"no":"1","anchors":"` + strings.Repeat("d2", MaxAnchors+1) + `"}`},
+		{"anchor set as a text", "pki", "\xA2\x01\x01\x03\x61x"},
+		{"short fingerprint", "pki-report", "\xA5\x01\x00\x02\x00\x03\x41\xA5\x04\x00\x05\x00"},
+		{"long fingerprint", "pki-report", `{"no":"0","state":"in-use","fingerprint":"` + strings.Repeat("a5", 33) + `","anchors":"0","pending":"0"}`},
+		{"unknown state", "pki-report", "\xA5\x01\x00\x02\x03\x03\x58\x20" + strings.Repeat("x", 32) + "\x04\x00\x05\x00"},
+		{"no state", "pki-report", "\xA4\x01\x00\x03\x58\x20" + strings.Repeat("x", 32) + "\x04\x00\x05\x00"},
 		{"too large", "config", `{"version":"1","document":"` + strings.Repeat("x", MaxSize) + `"}`},
 		{"grows too large", "config", `{"version":"1","document":[` + strings.Repeat("1.5,", 20000) + `0]}`},
 	}

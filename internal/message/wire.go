@@ -295,7 +295,7 @@ func (r *reader) texts(key uint64, name string) []string {
 	return out
 }
 
-func (r *reader) bytes(key uint64, name string) []byte {
+func (r *reader) bytes(key uint64, name string, most int) []byte {
 	v := r.field(key, name)
 	b, ok := v.([]byte)
 	if s, isText := v.(string); isText && r.enc == JSON {
@@ -303,8 +303,8 @@ func (r *reader) bytes(key uint64, name string) []byte {
 		b, err = hex.DecodeString(s)
 		ok = err == nil
 	}
-	if !ok || len(b) > MaxImage {
-		r.wrong(name, "a byte string of at most "+strconv.Itoa(MaxImage)+" bytes")
+	if !ok || len(b) > most {
+		r.wrong(name, "a byte string of at most "+strconv.Itoa(most)+" bytes")
 		return nil
 	}
 	return b

@@ -142,7 +142,7 @@ func TestAcknowledgedStaysAway(t *testing.T) {
 				t.Fatal(qs, err)
 			}
 			if drop {
-				if err := l.QueueDrop("A0000001"); err != nil {
+				if _, err := l.QueueDrop("A0000001"); err != nil {
 					t.Fatal(err)
 				}
 			} else {

@@ -176,8 +176,8 @@ func TestQueues(t *testing.T) {
 		qs, err := l.QueueRead("A0000001", 0, 1)
 		return err == nil && (len(qs) == 0 || qs[0].Seq > mid)
 	})
-	if err := l.QueueDrop("A0000002"); err != nil {
-		t.Fatal(err)
+	if n, err := l.QueueDrop("A0000002"); err != nil || n == 0 {
+		t.Fatal(n, err)
 	}
 	if got := read("A0000002", 0); len(got) != 0 {
 		t.Fatalf("after drop: %v", got)

@@ -30,6 +30,7 @@ type queues struct {
 // look them up by subject would cost JetStream a walk over those of all devices.
 type queue struct {
 	seqs    []uint64 // of its messages, rising
+	recs    []uint32 // records in each of them
 	lastPos Pos      // of the last record
 }
 
@@ -83,7 +84,7 @@ func (l *Log) loadQueues(ctx context.Context) error {
 		if last := q.byName[name].last(); last != 0 && h.link > last {
 			return l.damaged(l.names.queue, h.link, fmt.Errorf("queue of %s: the message is missing", name))
 		}
-		q.note(name, m.seq, recs[len(recs)-1].Pos)
+		q.note(name, m.seq, len(recs), recs[len(recs)-1].Pos)
 		return nil
 	})
 }
@@ -107,13 +108,13 @@ func (l *Log) scanAll(ctx context.Context, stream string, fn func(stored) error)
 }
 
 // note is called with mu held, or before anybody else knows q.
-func (q *queues) note(name string, seq uint64, pos Pos) {
+func (q *queues) note(name string, seq uint64, records int, pos Pos) {
 	u := q.byName[name]
 	if u == nil {
 		u = &queue{}
 		q.byName[name] = u
 	}
-	u.seqs, u.lastPos = append(u.seqs, seq), pos
+	u.seqs, u.recs, u.lastPos = append(u.seqs, seq), append(u.recs, uint32(records)), pos
 }
 
 func (l *Log) damaged(stream string, seq uint64, err error) error {
@@ -161,7 +162,7 @@ func (c *committer) writeQueueBatch(f *frame, plan []planned, final bool) error 
 	defer q.mu.Unlock()
 	for i, p := range plan {
 		seq := expect + uint64(i) + 1
-		q.note(p.name, seq, c.recs[p.recs[len(p.recs)-1]].Pos)
+		q.note(p.name, seq, len(p.recs), c.recs[p.recs[len(p.recs)-1]].Pos)
 		c.queued = append(c.queued, QueuedAt{p.name, seq, len(p.recs)})
 	}
 	q.last = expect + uint64(len(msgs))
@@ -350,22 +351,32 @@ func (q *queues) cut(name string, upTo uint64) int {
 		return 0
 	}
 	i, _ := slices.BinarySearch(u.seqs, upTo+1)
+	u.recs = slices.Delete(u.recs, 0, i)
 	if u.seqs = slices.Delete(u.seqs, 0, i); len(u.seqs) == 0 {
 		delete(q.byName, name)
 	}
 	return i
 }
 
-// QueueDrop empties a device's queue, for good when it returns nil.
-func (l *Log) QueueDrop(name string) error {
+// QueueDrop empties a device's queue, for good when it returns nil, and tells how
+// many records went that were not acknowledged.
+func (l *Log) QueueDrop(name string) (records int, err error) {
 	q := &l.queues
 	q.mu.Lock()
 	last := max(q.byName[name].last(), q.gone[name].upTo)
+	if u := q.byName[name]; u != nil {
+		for _, n := range u.recs {
+			records += int(n)
+		}
+	}
 	q.mu.Unlock()
 	if last == 0 {
-		return nil
+		return 0, nil
 	}
-	return l.queuePurge(l.ctx, name, last)
+	if err := l.queuePurge(l.ctx, name, last); err != nil {
+		return 0, err
+	}
+	return records, nil
 }
 
 // queuePurge removes the messages of a queue up to a sequence.

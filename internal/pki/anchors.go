@@ -132,19 +132,12 @@ func (s *AnchorSet) payload() ([]byte, error) {
 // Whether set.Fleet is the caller's fleet is implied by the root, which belongs
 // to one fleet. Errors: ErrReplayed, or what is wrong.
 func VerifyAnchors(sign1 []byte, pinnedStandby *x509.Certificate, stored uint64) (*AnchorSet, error) {
-	if len(sign1) > maxAnchors {
-		return nil, fmt.Errorf("anchor set of %d bytes is larger than %d", len(sign1), maxAnchors)
-	}
-	// One spelling only, so that a device can compare seven bytes instead of parsing headers.
-	if !bytes.HasPrefix(sign1, []byte(coseSign1Tag)) {
-		return nil, errors.New("anchor set is not a COSE_Sign1 with ES256 alone in its header")
-	}
 	if err := CheckCA(pinnedStandby, BrokerRoot); err != nil {
 		return nil, fmt.Errorf("pinned root: %w", err)
 	}
-	var m cose.Sign1Message
-	if err := m.UnmarshalCBOR(sign1); err != nil {
-		return nil, fmt.Errorf("parse anchor set: %w", err)
+	m, err := openAnchors(sign1)
+	if err != nil {
+		return nil, err
 	}
 	v, err := cose.NewVerifier(cose.AlgorithmES256, pinnedStandby.PublicKey)
 	if err != nil {
@@ -161,6 +154,46 @@ func VerifyAnchors(sign1 []byte, pinnedStandby *x509.Certificate, stored uint64)
 		return nil, fmt.Errorf("%w: number %d, held %d", ErrReplayed, s.Sequence, stored)
 	}
 	return s, nil
+}
+
+// openAnchors takes the envelope apart. The signature is not checked.
+func openAnchors(sign1 []byte) (*cose.Sign1Message, error) {
+	if len(sign1) > maxAnchors {
+		return nil, fmt.Errorf("anchor set of %d bytes is larger than %d", len(sign1), maxAnchors)
+	}
+	// One spelling only, so that a device can compare seven bytes instead of parsing headers.
+	if !bytes.HasPrefix(sign1, []byte(coseSign1Tag)) {
+		return nil, errors.New("anchor set is not a COSE_Sign1 with ES256 alone in its header")
+	}
+	m := new(cose.Sign1Message)
+	if err := m.UnmarshalCBOR(sign1); err != nil {
+		return nil, fmt.Errorf("parse anchor set: %w", err)
+	}
+	return m, nil
+}
+
+// InspectAnchors reads a set where no root is pinned yet: it must be signed by one of
+// the two roots that it names (set 1 by its standby root, a later one by the root that
+// it puts in use). Whether those are the right roots is for whoever knows them to say.
+func InspectAnchors(sign1 []byte) (*AnchorSet, error) {
+	m, err := openAnchors(sign1)
+	if err != nil {
+		return nil, err
+	}
+	s, err := parseAnchors(m.Payload)
+	if err != nil {
+		return nil, err
+	}
+	for _, root := range []*x509.Certificate{s.Standby, s.InUse} {
+		v, err := cose.NewVerifier(cose.AlgorithmES256, root.PublicKey)
+		if err != nil {
+			return nil, fmt.Errorf("anchor set: %w", err)
+		}
+		if m.Verify([]byte(anchorsAAD), v) == nil {
+			return s, nil
+		}
+	}
+	return nil, errors.New("anchor set is signed by neither of its roots")
 }
 
 // parseAnchors reads the payload, which must be in its one deterministic spelling.

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -80,13 +81,20 @@ func IssueServiceCA(key crypto.Signer, n Name, now time.Time) (*Issuer, error) {
 	return selfSign(key, n, serviceCAName, ServiceCA, now)
 }
 
+// IssueStationCA certifies pub as the key of one flashing bench, 1 year; ca is a
+// device CA. What the bench signs with it is checked by VerifyStationLeaf, and counts
+// for the ids of its own blocks only (the registry's to say).
+func IssueStationCA(ca *Issuer, station string, pub *ecdsa.PublicKey, now time.Time) (*x509.Certificate, error) {
+	return ca.issue(StationCA, station, nil, pub, now)
+}
+
 // IssueBrokerLeaf certifies pub as the broker's key for one domain, 1 year.
 func IssueBrokerLeaf(ca *Issuer, domain string, pub *ecdsa.PublicKey, now time.Time) (*x509.Certificate, error) {
 	return ca.issue(BrokerLeaf, brokerCN, []string{domain}, pub, now)
 }
 
 // IssueDeviceLeaf certifies pub as the key of device id, without an end: the
-// device has no clock, the registry decides.
+// device has no clock, the registry decides. ca is a device CA or a station CA.
 func IssueDeviceLeaf(ca *Issuer, id identity.ID, pub *ecdsa.PublicKey, now time.Time) (*x509.Certificate, error) {
 	return ca.issue(DeviceLeaf, id.String(), nil, pub, now)
 }
@@ -96,12 +104,13 @@ func IssueServiceLeaf(ca *Issuer, name string, pub *ecdsa.PublicKey, now time.Ti
 	return ca.issue(ServiceLeaf, name, nil, pub, now)
 }
 
-// issuedBy says which CA may sign which leaf.
+// issuedBy says which CA may sign which certificate. A device leaf may come from a
+// station CA as well: that is asked for where it is meant.
 func (p Profile) issuedBy() Profile {
 	switch p {
 	case BrokerLeaf:
 		return BrokerRoot
-	case DeviceLeaf:
+	case DeviceLeaf, StationCA:
 		return DeviceCA
 	case ServiceLeaf:
 		return ServiceCA
@@ -129,9 +138,18 @@ func selfSign(key crypto.Signer, n Name, cn string, p Profile, now time.Time) (*
 	return NewIssuer(cert, key, p)
 }
 
-// issue makes a leaf of profile p under ca, which must be of the kind that signs such leaves.
+// signerOf is the kind of CA that ca must be to sign p. A station CA is told from a
+// device CA by having been signed by another.
+func (ca *Issuer) signerOf(p Profile) Profile {
+	if p == DeviceLeaf && !bytes.Equal(ca.Cert.RawSubject, ca.Cert.RawIssuer) {
+		return StationCA
+	}
+	return p.issuedBy()
+}
+
+// issue makes a certificate of profile p under ca, which must be of the kind that signs such ones.
 func (ca *Issuer) issue(p Profile, cn string, dns []string, pub *ecdsa.PublicKey, now time.Time) (*x509.Certificate, error) {
-	if err := CheckCA(ca.Cert, p.issuedBy()); err != nil {
+	if err := CheckCA(ca.Cert, ca.signerOf(p)); err != nil {
 		return nil, err
 	}
 	if err := ca.checkTime(now); err != nil {
@@ -186,7 +204,7 @@ func template(p Profile, notBefore time.Time) (*x509.Certificate, error) {
 	}
 	if r.ca {
 		t.BasicConstraintsValid, t.IsCA = true, true
-		t.KeyUsage = caUsage
+		t.KeyUsage, t.MaxPathLenZero = caUsage, r.station
 	} else {
 		t.ExtKeyUsage = []x509.ExtKeyUsage{r.eku}
 	}

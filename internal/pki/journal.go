@@ -21,9 +21,10 @@ type Entry struct {
 	Time    string `json:"time"` // RFC 3339 UTC
 	What    string `json:"what"` // "begin" or "issue"
 	Fleet   string `json:"fleet,omitempty"`
-	Kind    string `json:"kind,omitempty"`    // device, service or broker
+	Kind    string `json:"kind,omitempty"`    // device, service, broker or station
 	Subject string `json:"subject,omitempty"` // id, name or domain
 	Class   string `json:"class,omitempty"`
+	Block   string `json:"block,omitempty"`   // station: the block of ids that was signed with it
 	CA      string `json:"ca,omitempty"`      // common name of the CA
 	Key     string `json:"key,omitempty"`     // KeyFingerprint, hex
 	Cert    string `json:"cert,omitempty"`    // Fingerprint, hex
@@ -162,6 +163,9 @@ func (j *Journal) CheckBound(kind, subject, key string) error {
 	}
 	return nil
 }
+
+// Certified reports whether this CA has certified a device under id.
+func (j *Journal) Certified(id string) bool { return j.keyOf[id] != "" }
 
 // Vouches reports whether this id and key were certified together before.
 func (j *Journal) Vouches(kind, subject, key string) bool {

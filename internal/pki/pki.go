@@ -126,6 +126,8 @@ func ParseCert(text []byte) (*x509.Certificate, error) {
 type CSR struct {
 	DER []byte           // as received; kept for life so that later generations can sign it again
 	Pub *ecdsa.PublicKey // P-256
+	// Asks names the extensions that it asks for, by OID. None is granted: it is there to be said.
+	Asks []string
 }
 
 // ParseCSR reads a PKCS#10 request, PEM or DER, P-256 only, and verifies its
@@ -149,7 +151,11 @@ func ParseCSR(data []byte) (*CSR, error) {
 	if err := r.CheckSignature(); err != nil {
 		return nil, errors.New("certificate request does not prove possession of its key: wrong signature")
 	}
-	return &CSR{DER: der, Pub: pub}, nil
+	csr := &CSR{DER: der, Pub: pub}
+	for _, e := range r.Extensions {
+		csr.Asks = append(csr.Asks, e.Id.String())
+	}
+	return csr, nil
 }
 
 // csrDER takes the PEM armour off, if there is one.

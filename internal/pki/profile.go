@@ -18,11 +18,12 @@ import (
 // Profile is a row of the certificate table in the design.
 type Profile uint8
 
-// The profiles that exist. Station CAs come with the factory.
+// The profiles that exist.
 const (
 	BrokerRoot Profile = iota + 1
 	DeviceCA
 	ServiceCA
+	StationCA
 	BrokerLeaf
 	DeviceLeaf
 	ServiceLeaf
@@ -36,6 +37,8 @@ func (p Profile) String() string {
 		return "device CA"
 	case ServiceCA:
 		return "service CA"
+	case StationCA:
+		return "station CA"
 	case BrokerLeaf:
 		return "broker leaf"
 	case DeviceLeaf:
@@ -48,7 +51,7 @@ func (p Profile) String() string {
 
 const (
 	caYears   = 30
-	leafYears = 1
+	leafYears = 1 // and those of a station CA
 	caUsage   = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
 	brokerCN  = "broker"
 
@@ -65,6 +68,7 @@ func noExpiry() time.Time { return time.Date(9999, 12, 31, 23, 59, 59, 0, time.U
 // rules is what distinguishes the profiles; all else is common to CAs or to leaves.
 type rules struct {
 	ca      bool
+	station bool             // a CA under a device CA: CN alone, path length 0, 1 year
 	eku     x509.ExtKeyUsage // leaves only
 	dns     bool             // exactly one DNS name in the SAN
 	forever bool             // notAfter 99991231235959Z
@@ -79,6 +83,8 @@ func (p Profile) rules() (rules, error) {
 		return rules{ca: true, checkCN: exactly(serviceCAName)}, nil
 	case DeviceCA:
 		return rules{ca: true, checkCN: checkDeviceCAName}, nil
+	case StationCA:
+		return rules{ca: true, station: true, checkCN: checkStationName}, nil
 	case BrokerLeaf:
 		return rules{eku: x509.ExtKeyUsageServerAuth, dns: true, checkCN: exactly(brokerCN)}, nil
 	case DeviceLeaf:
@@ -89,11 +95,14 @@ func (p Profile) rules() (rules, error) {
 	return rules{}, errors.New(p.String())
 }
 
+// root reports whether the profile is that of a CA that signs itself.
+func (r rules) root() bool { return r.ca && !r.station }
+
 func (r rules) notAfter(notBefore time.Time) time.Time {
 	switch {
 	case r.forever:
 		return noExpiry()
-	case r.ca:
+	case r.root():
 		return notBefore.AddDate(caYears, 0, 0)
 	}
 	return notBefore.AddDate(leafYears, 0, 0)
@@ -124,6 +133,14 @@ func checkDeviceCAName(cn string) error {
 func checkDeviceName(cn string) error {
 	_, err := identity.ParseID(cn)
 	return err
+}
+
+// checkStationName: a bench is named as a service is, in another name space.
+func checkStationName(cn string) error {
+	if err := CheckStation(cn); err != nil {
+		return fmt.Errorf("common name %q: %w", cn, err)
+	}
+	return nil
 }
 
 func parseGeneration(cn string) (int, error) {
@@ -199,10 +216,10 @@ func lintCommon(c *x509.Certificate) error {
 	return nil
 }
 
-// lintSubject: CN alone on a leaf, CN with O and C on a CA, each at most once.
+// lintSubject: CN alone on a leaf and a station CA, CN with O and C on the other CAs, each at most once.
 func lintSubject(c *x509.Certificate, r rules) error {
 	want := pkix.Name{CommonName: c.Subject.CommonName}
-	if r.ca {
+	if r.root() {
 		want.Organization, want.Country = c.Subject.Organization, c.Subject.Country
 		if len(want.Organization) != 1 || len(want.Country) != 1 {
 			return errors.New("subject of a CA needs one O and one C")
@@ -215,7 +232,7 @@ func lintSubject(c *x509.Certificate, r rules) error {
 	if !bytes.Equal(raw, c.RawSubject) {
 		return fmt.Errorf("subject %q has more than the profile allows", c.Subject)
 	}
-	if self := bytes.Equal(c.RawSubject, c.RawIssuer); self != r.ca {
+	if self := bytes.Equal(c.RawSubject, c.RawIssuer); self != r.root() {
 		return fmt.Errorf("issuer %q does not fit the profile", c.Issuer)
 	}
 	return r.checkCN(c.Subject.CommonName)
@@ -238,6 +255,8 @@ const (
 
 func (r rules) extensions() []extension {
 	switch {
+	case r.station:
+		return []extension{{oidKU, true}, {oidBC, true}, {oidSKI, false}, {oidAKI, false}}
 	case r.ca:
 		return []extension{{oidKU, true}, {oidBC, true}, {oidSKI, false}}
 	case r.dns:
@@ -262,7 +281,7 @@ func lintExtensions(c *x509.Certificate, r rules) error {
 
 func lintRole(c *x509.Certificate, r rules) error {
 	if r.ca {
-		return lintCA(c)
+		return lintCA(c, r)
 	}
 	if c.KeyUsage != x509.KeyUsageDigitalSignature {
 		return errors.New("keyUsage is not digitalSignature alone")
@@ -276,9 +295,14 @@ func lintRole(c *x509.Certificate, r rules) error {
 	return nil
 }
 
-func lintCA(c *x509.Certificate) error {
-	if !c.IsCA || c.MaxPathLen != -1 {
+func lintCA(c *x509.Certificate, r rules) error {
+	switch {
+	case r.station && (!c.IsCA || c.MaxPathLen != 0):
+		return errors.New("basicConstraints is not CA with the path length 0")
+	case !r.station && (!c.IsCA || c.MaxPathLen != -1):
 		return errors.New("basicConstraints is not CA without a path length")
+	case r.station && len(c.AuthorityKeyId) == 0:
+		return errors.New("authorityKeyIdentifier is empty")
 	}
 	if c.KeyUsage != caUsage {
 		return errors.New("keyUsage is not keyCertSign and cRLSign")

@@ -71,7 +71,7 @@ func TestIssuedConforms(t *testing.T) {
 	must(t, service, err)
 	for p, c := range map[Profile]*x509.Certificate{
 		BrokerRoot: newRoot(t, "B").Cert, DeviceCA: newDeviceCA(t, 2).Cert, ServiceCA: newServiceCA(t).Cert,
-		BrokerLeaf: broker, DeviceLeaf: device, ServiceLeaf: service,
+		BrokerLeaf: broker, DeviceLeaf: device, ServiceLeaf: service, StationCA: newStation(t, newDeviceCA(t, 4), "line1").Cert,
 	} {
 		for q := BrokerRoot; q <= ServiceLeaf+1; q++ {
 			if err := Lint(c, q); (err == nil) != (p == q) {
@@ -114,7 +114,7 @@ func ext(oid asn1.ObjectIdentifier, critical bool, value ...byte) func(*x509.Cer
 func ce(n int) asn1.ObjectIdentifier { return asn1.ObjectIdentifier{2, 5, 29, n} }
 
 func mutations() []mutation {
-	return append(leafMutations(), append(sanMutations(), caMutations()...)...)
+	return append(leafMutations(), append(sanMutations(), append(caMutations(), stationMutations()...)...)...)
 }
 
 func leafMutations() []mutation {
@@ -192,7 +192,7 @@ func base(t *testing.T, p Profile) *x509.Certificate {
 	c, err := template(p, testNow())
 	must(t, c, err)
 	c.Subject.CommonName = map[Profile]string{BrokerRoot: "Hawser broker root A", DeviceCA: "Hawser device CA 1",
-		BrokerLeaf: "broker", DeviceLeaf: "ABCD1234", ServiceLeaf: "dashboard"}[p]
+		BrokerLeaf: "broker", DeviceLeaf: "ABCD1234", ServiceLeaf: "dashboard", StationCA: "line1"}[p]
 	if p == BrokerRoot || p == DeviceCA {
 		c.Subject.Organization, c.Subject.Country = []string{"Acme Pumps"}, []string{"DE"}
 	}
@@ -208,7 +208,7 @@ func TestLintFindsEachDeviation(t *testing.T) {
 	key, leafKey := newKey(t), newKey(t)
 	ca, err := IssueDeviceCA(key, acme(), 1, testNow())
 	must(t, ca, err)
-	for _, p := range []Profile{BrokerRoot, DeviceCA, BrokerLeaf, DeviceLeaf, ServiceLeaf} {
+	for _, p := range []Profile{BrokerRoot, DeviceCA, StationCA, BrokerLeaf, DeviceLeaf, ServiceLeaf} {
 		if _, err := signAs(t, base(t, p), p, ca, leafKey, nil); err != nil {
 			t.Fatalf("unbent %s: %v", p, err)
 		}

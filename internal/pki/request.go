@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"hawser/internal/identity"
 )
@@ -18,34 +20,47 @@ const (
 	KindDevice  = "device"
 	KindService = "service"
 	KindBroker  = "broker"
+	KindStation = "station" // a station's certificate and a block of ids
 )
 
 const (
 	formatRequest = "hawser request 1"
 	formatResult  = "hawser result 1"
-	maxCerts      = 8 // in one result: one per device CA generation
+	maxCerts      = 8         // in one result: one per device CA generation
+	maxFile       = 256 << 10 // bytes of a request or a result: 5000 ids and the anchor sets fit
 )
 
 // Request is what a server writes when it needs a signature that only the safe
 // can give. It is a readable JSON file; its SHA-256 ties the result to it.
 type Request struct {
-	Format  string `json:"format"`          // "hawser request 1"
-	Fleet   string `json:"fleet"`           // 32 lower-case hex digits
-	Kind    string `json:"kind"`            // device, service or broker
-	Subject string `json:"subject"`         // id, name or domain, by kind
-	Class   string `json:"class,omitempty"` // device only: its class, [a-z0-9][a-z0-9-]{0,30}
-	Root    string `json:"root,omitempty"`  // broker only: a or b, the root to sign
-	CSR     string `json:"csr"`             // PEM
-	Nonce   string `json:"nonce"`           // 32 lower-case hex digits, random: no two requests are equal
+	Format  string `json:"format"`            // "hawser request 1"
+	Fleet   string `json:"fleet"`             // 32 lower-case hex digits
+	Kind    string `json:"kind"`              // device, service, broker or station
+	Subject string `json:"subject"`           // id, name or domain, by kind
+	Class   string `json:"class,omitempty"`   // device only: its class, [a-z0-9][a-z0-9-]{0,30}
+	Root    string `json:"root,omitempty"`    // broker only: a or b, the root to sign
+	CSR     string `json:"csr"`               // PEM
+	Nonce   string `json:"nonce"`             // 32 lower-case hex digits, random: no two requests are equal
+	Station *Order `json:"station,omitempty"` // station only
 	csr     *CSR   // parsed and verified by Check
 	hash    [32]byte
 }
 
+// Order is what a station gets with its certificate: a block of ids. Whether its parts fit
+// together is for internal/factory to say when the block is made.
+type Order struct {
+	Block   string   `json:"block"`   // id, 32 lower-case hex digits
+	Expires string   `json:"expires"` // RFC 3339 UTC
+	IDs     string   `json:"ids"`     // ascending, a space between two
+	Anchors [][]byte `json:"anchors"` // all sets of the fleet, the first one first: COSE_Sign1, base64
+}
+
 // Result answers a request.
 type Result struct {
-	Format       string   `json:"format"`       // "hawser result 1"
-	Request      string   `json:"request"`      // SHA-256 of the request file, lower-case hex
-	Certificates []string `json:"certificates"` // PEM, one each
+	Format       string   `json:"format"`          // "hawser result 1"
+	Request      string   `json:"request"`         // SHA-256 of the request file, lower-case hex
+	Certificates []string `json:"certificates"`    // PEM, one each
+	Block        []byte   `json:"block,omitempty"` // station only: the block file, base64
 }
 
 // Trust is what an importing server holds results against.
@@ -136,7 +151,45 @@ func (r *Request) checkNames() error {
 	if (r.Root != "") != (r.Kind == KindBroker) || r.Root != "" && r.Root != "a" && r.Root != "b" {
 		return fmt.Errorf("root %q does not belong in a %s request", r.Root, r.Kind)
 	}
+	if (r.Station != nil) != (r.Kind == KindStation) {
+		return fmt.Errorf("a block of ids does not belong in a %s request", r.Kind)
+	}
+	if r.Station != nil {
+		if err := r.Station.check(); err != nil {
+			return err
+		}
+	}
 	return checkSubject(r.Kind, r.Subject)
+}
+
+func (o *Order) check() error {
+	t, err := time.Parse(time.RFC3339, o.Expires)
+	if err != nil || rfc3339(t) != o.Expires || !isHex(o.Block, 32) {
+		return errors.New("a block has an id of 32 lower-case hex digits and an expiry in RFC 3339")
+	}
+	if _, err := o.ParseIDs(); err != nil {
+		return err
+	}
+	if len(o.Anchors) == 0 {
+		return errors.New("a block needs the anchor sets of the fleet")
+	}
+	return nil
+}
+
+// ParseIDs reads the ids, which ascend.
+func (o *Order) ParseIDs() ([]identity.ID, error) {
+	var ids []identity.ID
+	for word := range strings.SplitSeq(o.IDs, " ") {
+		id, err := identity.ParseID(word)
+		if err != nil {
+			return nil, fmt.Errorf("id %.20q: %w", word, err)
+		}
+		if len(ids) > 0 && ids[len(ids)-1] >= id {
+			return nil, errors.New("the ids of a block do not ascend")
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
 }
 
 func checkSubject(kind, subject string) error {
@@ -147,8 +200,18 @@ func checkSubject(kind, subject string) error {
 		return identity.CheckName(subject)
 	case KindBroker:
 		return CheckDomain(subject)
+	case KindStation:
+		return CheckStation(subject)
 	}
-	return fmt.Errorf("kind %q is not device, service or broker", kind)
+	return fmt.Errorf("kind %q is not device, service, broker or station", kind)
+}
+
+// CheckStation reports whether s can name a flashing bench.
+func CheckStation(s string) error {
+	if identity.CheckName(s) != nil {
+		return errors.New("a station name is [a-z][a-z0-9-]{0,30} and not eight hex digits")
+	}
+	return nil
 }
 
 // CheckClass reports whether s can name a device class: [a-z0-9][a-z0-9-]{0,30}.
@@ -179,7 +242,16 @@ func isHex(s string, n int) bool {
 
 // NewResult answers r with certificates made for it.
 func NewResult(r *Request, certs []*x509.Certificate) ([]byte, error) {
-	res := Result{Format: formatResult, Request: hex.EncodeToString(r.hash[:])}
+	return newResult(r, certs, nil)
+}
+
+// NewStationResult answers a station's request with its certificate and its block file.
+func NewStationResult(r *Request, cert *x509.Certificate, block []byte) ([]byte, error) {
+	return newResult(r, []*x509.Certificate{cert}, block)
+}
+
+func newResult(r *Request, certs []*x509.Certificate, block []byte) ([]byte, error) {
+	res := Result{Format: formatResult, Request: hex.EncodeToString(r.hash[:]), Block: block}
 	for _, c := range certs {
 		res.Certificates = append(res.Certificates, string(EncodeCert(c.Raw)))
 	}
@@ -231,6 +303,16 @@ func ResultRequest(file []byte) ([32]byte, error) {
 	return h, nil
 }
 
+// ResultBlock takes the block file out of a result, nil where there is none. It is
+// believed only after OpenResult has passed and the block itself was opened.
+func ResultBlock(file []byte) ([]byte, error) {
+	var res Result
+	if err := decodeJSON(file, &res); err != nil {
+		return nil, fmt.Errorf("result file: %w", err)
+	}
+	return res.Block, nil
+}
+
 // verify checks one certificate of a result against what was asked for.
 func (r *Request) verify(text []byte, t Trust) (*x509.Certificate, error) {
 	c, err := ParseCert(text)
@@ -258,6 +340,9 @@ func (r *Request) verifyChain(der []byte, t Trust) (name string, err error) {
 	case KindService:
 		name, _, err = VerifyServiceLeaf(der, t.ServiceCAs)
 		return name, err
+	case KindStation:
+		name, _, _, err := VerifyStationCA(der, t.DeviceCAs)
+		return name, err
 	}
 	name, _, err = VerifyBrokerLeaf(der, t.BrokerRoots)
 	return name, err
@@ -276,8 +361,8 @@ func encodeJSON(v any) ([]byte, error) {
 
 // decodeJSON reads one object: no unknown keys, nothing after it.
 func decodeJSON(file []byte, v any) error {
-	if len(file) > maxPEM {
-		return fmt.Errorf("%d bytes are more than %d", len(file), maxPEM)
+	if len(file) > maxFile {
+		return fmt.Errorf("%d bytes are more than %d", len(file), maxFile)
 	}
 	d := json.NewDecoder(bytes.NewReader(file))
 	d.DisallowUnknownFields()

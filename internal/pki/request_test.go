@@ -137,6 +137,8 @@ func TestResultIsHeldAgainstTheRequest(t *testing.T) {
 func FuzzParseRequest(f *testing.F) {
 	_, file := deviceRequest(f)
 	f.Add(file)
+	_, file = stationRequest(f)
+	f.Add(file)
 	f.Fuzz(func(t *testing.T, file []byte) {
 		r, err := ParseRequest(file)
 		if err != nil {

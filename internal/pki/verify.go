@@ -51,13 +51,64 @@ func VerifyBrokerLeaf(der []byte, roots []*x509.Certificate) (string, *x509.Cert
 	return leaf.DNSNames[0], leaf, nil
 }
 
-// verifyLeaf finds the CA that signed der and lints both.
-func verifyLeaf(der []byte, p Profile, cas []*x509.Certificate) (leaf, ca *x509.Certificate, err error) {
-	leaf, err = x509.ParseCertificate(der)
+// ErrStationDates reports a leaf that a station signed outside its certificate's validity.
+var ErrStationDates = errors.New("certificate was made outside the validity of the station's certificate")
+
+// VerifyStationCA is the check before a station counts: its certificate was signed
+// directly by one of cas (device CAs) and conforms to the profile. It returns the
+// station's name and the generation of the device CA above it. No dates are judged.
+func VerifyStationCA(der []byte, cas []*x509.Certificate) (name string, generation int, c *x509.Certificate, err error) {
+	c, ca, err := verifyLeaf(der, StationCA, cas)
 	if err != nil {
-		return nil, nil, fmt.Errorf("parse certificate: %w", err)
+		return "", 0, nil, err
+	}
+	if generation, err = Generation(ca); err != nil {
+		return "", 0, nil, err
+	}
+	return c.Subject.CommonName, generation, c, nil
+}
+
+// VerifyStationLeaf is VerifyDeviceLeaf for a leaf that a station signed; station came
+// out of VerifyStationCA. A station's certificate counts while it is valid: the leaf's
+// notBefore must lie within it (ErrStationDates), whatever the time is now.
+func VerifyStationLeaf(der []byte, station *x509.Certificate) (identity.ID, *x509.Certificate, error) {
+	leaf, err := parseLeaf(der, DeviceLeaf)
+	if err != nil {
+		return 0, nil, err
+	}
+	if err := CheckCA(station, StationCA); err != nil {
+		return 0, nil, err
+	}
+	if !signedBy(leaf, station) {
+		return 0, nil, fmt.Errorf("certificate is not signed by the station %q", station.Subject.CommonName)
+	}
+	if leaf.NotBefore.Before(station.NotBefore) || leaf.NotBefore.After(station.NotAfter) {
+		return 0, nil, fmt.Errorf("%w (%s to %s): its notBefore is %s", ErrStationDates,
+			rfc3339(station.NotBefore), rfc3339(station.NotAfter), rfc3339(leaf.NotBefore))
+	}
+	id, err := identity.ParseID(leaf.Subject.CommonName)
+	if err != nil {
+		return 0, nil, err
+	}
+	return id, leaf, nil
+}
+
+// parseLeaf reads der and holds it against its profile.
+func parseLeaf(der []byte, p Profile) (*x509.Certificate, error) {
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("parse certificate: %w", err)
 	}
 	if err := lintBody(leaf, p); err != nil {
+		return nil, err
+	}
+	return leaf, nil
+}
+
+// verifyLeaf finds the CA that signed der and lints both.
+func verifyLeaf(der []byte, p Profile, cas []*x509.Certificate) (leaf, ca *x509.Certificate, err error) {
+	leaf, err = parseLeaf(der, p)
+	if err != nil {
 		return nil, nil, err
 	}
 	for _, ca := range cas {
@@ -79,10 +130,14 @@ func signedBy(leaf, ca *x509.Certificate) bool {
 		leaf.CheckSignatureFrom(ca) == nil
 }
 
-// checkCA: a conforming, self-signed CA of kind p.
+// CheckCA: a conforming CA of kind p, signed by itself. Who signed a station CA is
+// VerifyStationCA's to say.
 func CheckCA(c *x509.Certificate, p Profile) error {
 	if err := lintBody(c, p); err != nil {
 		return err
+	}
+	if p == StationCA {
+		return nil
 	}
 	if err := c.CheckSignatureFrom(c); err != nil {
 		return fmt.Errorf("%s %q is not signed by itself", p, c.Subject.CommonName)

@@ -70,8 +70,13 @@ func (tx *Tx) supersede(c Certificate) error {
 		c.Principal.Kind.String(), c.Principal.Name, int64(c.Generation))
 }
 
-// revokeCertificates revokes all certificates of p, superseded ones too.
+// revokeCertificates revokes all certificates of p, superseded ones too, and notes
+// what each was before.
 func (tx *Tx) revokeCertificates(p identity.Principal) error {
+	err := tx.exec(`UPDATE certificates SET was = state WHERE kind = ? AND name = ? AND state <> 'revoked'`, p.Kind.String(), p.Name)
+	if err != nil {
+		return err
+	}
 	return tx.endCertificates(p, CertificateRevoked,
 		`SELECT fingerprint FROM certificates WHERE kind = ? AND name = ? AND state <> 'revoked'`,
 		p.Kind.String(), p.Name)

@@ -28,6 +28,8 @@ func TestMain(m *testing.M) {
 		exit(queueForever(os.Args[1]))
 	case "once":
 		exit(queueOnce(os.Args[1]))
+	case "import":
+		exit(importOnce(os.Args[1]))
 	case "limit":
 		exit(runIntoTheLimit(os.Args[1]))
 	}

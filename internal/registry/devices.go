@@ -57,7 +57,7 @@ func (tx *Tx) checkKey(id identity.ID, hash [32]byte) error {
 	err = tx.row(`SELECT state, key_hash FROM devices WHERE id = ?`, []any{int64(id)}, &state, &have)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		return nil
+		return tx.checkReserved(id)
 	case err != nil:
 		return err
 	case have != nil && !bytes.Equal(have, hash[:]):
@@ -84,62 +84,12 @@ func (tx *Tx) enrolRow(e Enrolment) error {
 			return err
 		}
 	}
+	if err := tx.bornPKI(e.ID); err != nil {
+		return err
+	}
 	tx.tell(Change{Kind: kind, Principal: identity.DevicePrincipal(e.ID)})
 	return tx.exec(`INSERT INTO csrs (device, der, at) VALUES (?, ?, ?)
 		ON CONFLICT (device) DO NOTHING`, int64(e.ID), e.CSR, at)
-}
-
-// SetDeviceState revokes, quarantines, retires or reactivates a device. Revoked
-// and retired are final: its certificates are revoked, its sessions, with Will and
-// subscriptions, are deleted, and its pending commands end as cancelled or, if they
-// were delivered, as unknown. Only a quarantined one comes back.
-func (tx *Tx) SetDeviceState(actor string, id identity.ID, to DeviceState, reason string) error {
-	var from DeviceState
-	if err := tx.row(`SELECT state FROM devices WHERE id = ?`, []any{int64(id)}, &from); err != nil {
-		return fmt.Errorf("device %s: %w", id, err)
-	}
-	if !deviceMay(from, to) {
-		return fmt.Errorf("device %s: %w: it is %s", id, ErrState, from)
-	}
-	if err := tx.exec(`UPDATE devices SET state = ?, reason = ? WHERE id = ?`, string(to), reason, int64(id)); err != nil {
-		return err
-	}
-	if err := tx.audit(actor, "device."+string(to), id.String(), detail{"from": string(from), "reason": reason}); err != nil {
-		return err
-	}
-	p := identity.DevicePrincipal(id)
-	if to == DeviceActive {
-		tx.tell(Change{Kind: DeviceChanged, Principal: p})
-		return nil
-	}
-	tx.tell(Change{Kind: DeviceBarred, Principal: p})
-	if to == DeviceQuarantined {
-		return nil
-	}
-	if err := tx.endCommands(actor, id); err != nil {
-		return err
-	}
-	return tx.expel(p)
-}
-
-func deviceMay(from, to DeviceState) bool {
-	switch from {
-	case DeviceActive:
-		return to == DeviceRevoked || to == DeviceQuarantined || to == DeviceRetired
-	case DeviceQuarantined:
-		return to == DeviceRevoked || to == DeviceActive || to == DeviceRetired
-	case DeviceRetired:
-		return to == DeviceRevoked
-	}
-	return false
-}
-
-// expel revokes the certificates of p and deletes its sessions.
-func (tx *Tx) expel(p identity.Principal) error {
-	if err := tx.revokeCertificates(p); err != nil {
-		return err
-	}
-	return tx.exec(`DELETE FROM sessions WHERE kind = ? AND name = ?`, int(p.Kind), p.Name)
 }
 
 // TagDevice adds and removes tags. A tag is 1 to 64 letters, digits and `-_.:/`.
@@ -201,22 +151,6 @@ func (tx *Tx) deviceKnown(id identity.ID) error {
 	return nil
 }
 
-// SaveHello replaces what a device last said about itself. No audit row: the
-// hello itself is in the log.
-func (tx *Tx) SaveHello(id identity.ID, h Hello) error {
-	features, err := json.Marshal(append([]string{}, h.Features...))
-	if err != nil {
-		return err
-	}
-	n, err := tx.execN(`UPDATE devices SET hello_at = ?, hello_class = ?, hello_firmware = ?, hello_image = ?, hello_tls = ?,
-		hello_boot = ?, hello_nonce = ?, hello_features = ?, hello_encoding = ? WHERE id = ?`,
-		ms(h.At), h.Class, h.Firmware, h.Image, h.TLS, h.Boot, int64(h.Nonce), string(features), h.Encoding, int64(id))
-	if err == nil && n == 0 {
-		err = fmt.Errorf("device %s: %w", id, ErrNotFound)
-	}
-	return err
-}
-
 // Seen is when a device was last connected.
 type Seen struct {
 	ID identity.ID
@@ -236,16 +170,21 @@ func (tx *Tx) SaveSeen(list []Seen) error {
 
 // DeviceFilter selects devices; its zero value selects the first page of all.
 type DeviceFilter struct {
-	State  DeviceState // empty = any
-	Class  string      // empty = any
-	Tag    string      // empty = any
-	Prefix string      // up to eight upper-case hex digits
-	After  identity.ID // ids above this one
-	Limit  int         // 0 = 100
+	State   DeviceState // empty = any
+	Class   string      // empty = any
+	Tag     string      // empty = any
+	Station string      // empty = any, or none
+	Prefix  string      // up to eight upper-case hex digits
+	After   identity.ID // ids above this one
+	Limit   int         // 0 = 100
+
+	FlashedSince time.Time // zero = any time
+	FlashedUntil time.Time // before it; zero = any time
 }
 
 const deviceColumns = `d.id, d.class, d.state, d.key_hash, d.created, d.enrolled, d.last_seen, d.reason, d.note, d.last_cid,
 	d.hello_at, d.hello_class, d.hello_firmware, d.hello_image, d.hello_tls, d.hello_boot, d.hello_nonce, d.hello_features, d.hello_encoding,
+	d.station, d.hardware, d.flashed, d.block,
 	COALESCE((SELECT GROUP_CONCAT(g.tag, ' ') FROM device_tags g WHERE g.device = d.id), '')`
 
 // Devices lists devices in the order of their ids.
@@ -294,11 +233,28 @@ func deviceQuery(f DeviceFilter) (string, []any, error) {
 		q += ` AND d.class = ?`
 		args = append(args, f.Class)
 	}
+	flashed, more := f.flashedBy()
+	q, args = q+flashed, append(args, more...)
 	order := ` ORDER BY d.id LIMIT ?`
 	if f.Tag != "" {
 		order = ` ORDER BY t.device LIMIT ?`
 	}
 	return q + order, append(args, limitOr(f.Limit)), nil
+}
+
+// flashedBy is the condition on where and when a device was flashed. One that never
+// was meets none.
+func (f *DeviceFilter) flashedBy() (q string, args []any) {
+	if f.Station != "" {
+		q, args = q+` AND +d.station = ?`, append(args, f.Station)
+	}
+	if !f.FlashedSince.IsZero() {
+		q, args = q+` AND d.flashed >= ?`, append(args, ms(f.FlashedSince))
+	}
+	if !f.FlashedUntil.IsZero() {
+		q, args = q+` AND d.flashed > 0 AND d.flashed < ?`, append(args, ms(f.FlashedUntil))
+	}
+	return q, args
 }
 
 func limitOr(n int) int {
@@ -342,17 +298,20 @@ func (r *Registry) Device(ctx context.Context, id identity.ID) (Device, error) {
 func scanDevice(rows *sql.Rows) (Device, error) {
 	var d Device
 	var h Hello
-	var id, created, enrolled, seen, cid, helloAt, nonce int64
-	var key []byte
+	var id, created, enrolled, seen, cid, helloAt, nonce, flashed int64
+	var key, block []byte
 	var features, tags string
 	err := rows.Scan(&id, &d.Class, &d.State, &key, &created, &enrolled, &seen, &d.Reason, &d.Note, &cid,
-		&helloAt, &h.Class, &h.Firmware, &h.Image, &h.TLS, &h.Boot, &nonce, &features, &h.Encoding, &tags)
+		&helloAt, &h.Class, &h.Firmware, &h.Image, &h.TLS, &h.Boot, &nonce, &features, &h.Encoding,
+		&d.Station, &d.Hardware, &flashed, &block, &tags)
 	if err != nil {
 		return Device{}, err
 	}
 	d.ID, d.LastCID = identity.ID(id), uint64(cid)
 	d.Created, d.Enrolled, d.LastSeen = fromMS(created), fromMS(enrolled), fromMS(seen)
 	copy(d.KeyHash[:], key)
+	copy(d.Block[:], block)
+	d.Flashed = fromMS(flashed)
 	d.Tags = strings.Fields(tags)
 	sort.Strings(d.Tags)
 	if helloAt != 0 {

@@ -337,7 +337,7 @@ func TestHelloAndConfig(t *testing.T) {
 	must(t, r, enrol(5))
 	h := Hello{Class: "sensor", Firmware: "1.2", Image: []byte{9}, TLS: "x", Boot: "power", Nonce: 1<<64 - 1, Features: []string{"a"}, Encoding: "json", At: testMeta.Created}
 	before := auditCount(t, r)
-	must(t, r, func(tx *Tx) error { return tx.SaveHello(5, h) })
+	must(t, r, func(tx *Tx) error { _, err := tx.SaveHello(5, h); return err })
 	must(t, r, func(tx *Tx) error { return tx.SaveSeen([]Seen{{5, testMeta.Created}, {99, testMeta.Created}}) })
 	if n := auditCount(t, r); n != before {
 		t.Errorf("a hello wrote %d audit rows", n-before)

@@ -40,6 +40,10 @@ type Device struct {
 	Note     string
 	Tags     []string // sorted
 	LastCID  uint64   // highest command id ever given out
+	Station  string   // where it was made; "" = not at a bench
+	Hardware uint32   // revision, 0 = not told
+	Flashed  time.Time
+	Block    [16]byte // the block that its id came from
 	Hello    *Hello   // nil = never said hello
 }
 
@@ -54,6 +58,9 @@ type Hello struct {
 	Features []string
 	Encoding string // "cbor" or "json": how it wants to be spoken to
 	At       time.Time
+
+	Remote string // of the connection, address and port; empty = not known; kept with the boot
+	Pos    uint64 // where it stands in the log; the same
 }
 
 // CertificateState says whether a certificate opens the door.
@@ -322,7 +329,8 @@ const (
 	ServiceAdded
 	ServiceBarred
 	GrantsChanged
-	ConfigChanged // a new desired configuration
+	ConfigChanged   // a new desired configuration
+	RolloverChanged // another state of the rollover, no Principal
 )
 
 // Change tells, after the commit, what has changed.
@@ -330,4 +338,90 @@ type Change struct {
 	Kind      ChangeKind
 	Principal identity.Principal
 	Active    ActiveCertificate
+	Final     bool // DeviceBarred: revoked or retired, not quarantined
+}
+
+// Generation is one device CA of the fleet.
+type Generation struct {
+	Number uint32
+	CA     []byte // DER
+	Active bool   // false: retired, nobody gets in with a certificate of it
+	At     time.Time
+}
+
+// AnchorSet is one signed set of broker roots.
+type AnchorSet struct {
+	Sequence uint64
+	COSE     []byte
+	Offered  bool // false: kept back by an abort
+	At       time.Time
+}
+
+// RolloverState is how far a rollover has come.
+type RolloverState string
+
+// The states of a rollover. Retired and aborted are its ends.
+const (
+	RolloverPlanned RolloverState = "planned" // the new CA is not there yet
+	RolloverSigning RolloverState = "signing" // certificates are being signed and imported
+	RolloverSigned  RolloverState = "signed"  // all that the safe signs is here
+	RolloverMoving  RolloverState = "moving"  // devices get their offers
+	RolloverRetired RolloverState = "retired"
+	RolloverAborted RolloverState = "aborted"
+)
+
+// Rollover is one move of the fleet. What stays has the number 0 on both sides.
+type Rollover struct {
+	No                           int64
+	FromGeneration, ToGeneration uint32
+	FromAnchors, ToAnchors       uint64
+	State                        RolloverState
+	Started, MovingSince, Ended  time.Time
+	Actor                        string
+}
+
+// Open reports whether the rollover has not ended.
+func (r *Rollover) Open() bool {
+	return r.No != 0 && r.State != RolloverRetired && r.State != RolloverAborted
+}
+
+// Progress is how far a device has come in a rollover.
+type Progress string
+
+// The steps of a device. A rollover's row holds offered, installed and failed; old,
+// absent and proven follow from what the device uses.
+const (
+	ProgressOld       Progress = "old"
+	ProgressOffered   Progress = "offered"
+	ProgressInstalled Progress = "installed"
+	ProgressProven    Progress = "proven"
+	ProgressFailed    Progress = "failed"
+	ProgressAbsent    Progress = "absent" // not seen since the devices began to move
+)
+
+// Member is one device in a rollover.
+type Member struct {
+	ID       identity.ID
+	Progress Progress
+	Reason   string // why it failed
+	At       time.Time
+	LastSeen time.Time
+	Anchors  uint64 // the set it uses, as far as is known
+	Pending  uint64
+}
+
+// Unsigned is a device that has no certificate of a generation yet.
+type Unsigned struct {
+	ID          identity.ID
+	CSR         []byte // DER
+	Certificate []byte // of the newest older generation, DER; nil = none
+}
+
+// Due is what a device is to be offered now. Certificate and Anchors are nil when it
+// has what it should have.
+type Due struct {
+	Certificate []byte // DER
+	Generation  uint32
+	Anchors     []byte // COSE_Sign1
+	Sequence    uint64
 }

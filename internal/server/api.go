@@ -108,16 +108,28 @@ func (b *backend) handler() http.Handler {
 		"GET /v1/status":                              b.status,
 		"GET /v1/devices":                             b.devices,
 		"GET /v1/devices/{id}":                        b.device,
+		"GET /v1/devices/{id}/reserved":               b.checkReserved,
 		"POST /v1/reserve":                            b.reserve,
 		"POST /v1/devices/{id}/enroll":                b.enroll,
 		"POST /v1/enroll":                             b.enrollMany,
-		"POST /v1/devices/{id}/revoke":                b.revoke,
+		"POST /v1/devices/{id}/revoke":                b.setState(registry.DeviceRevoked),
+		"POST /v1/devices/{id}/retire":                b.setState(registry.DeviceRetired),
+		"POST /v1/devices/{id}/quarantine":            b.setState(registry.DeviceQuarantined),
+		"POST /v1/devices/{id}/unrevoke":              b.unrevoke,
+		"POST /v1/devices/{id}/release":               b.release,
+		"POST /v1/revoke":                             b.revokeMany,
+		"POST /v1/states":                             b.states,
 		"POST /v1/devices/{id}/tag":                   b.tag,
 		"GET /v1/services":                            b.services,
 		"POST /v1/services":                           b.addService,
 		"POST /v1/services/{name}/certificate":        b.serviceCertificate,
 		"POST /v1/services/{name}/revoke":             b.revokeService,
 		"POST /v1/services/{name}/grants":             b.changeGrants,
+		"GET /v1/stations":                            b.stations,
+		"POST /v1/stations/{name}/blocks":             b.reserveBlock,
+		"POST /v1/stations/{name}/certificate":        b.renewStation,
+		"POST /v1/stations/{name}/revoke":             b.revokeStation,
+		"POST /v1/blocks":                             b.blockSigned,
 		"GET /v1/requests":                            b.requests,
 		"POST /v1/requests":                           b.newRequest,
 		"POST /v1/results":                            b.importResult,
@@ -134,6 +146,7 @@ func (b *backend) handler() http.Handler {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { answer(w, r, fn) })
 	}
 	mux.HandleFunc("GET /v1/tail", b.tail)
+	mux.HandleFunc("POST /v1/journal", b.importJournal)
 	return mux
 }
 
@@ -170,7 +183,7 @@ func apiError(err error) *admin.Error {
 		kind admin.Kind
 	}{
 		{registry.ErrNotFound, admin.NotFound}, {registry.ErrExists, admin.Conflict}, {registry.ErrKey, admin.Conflict},
-		{registry.ErrState, admin.Conflict}, {registry.ErrInvalid, admin.Invalid}, {registry.ErrClosed, admin.Unavailable},
+		{registry.ErrState, admin.Conflict}, {registry.ErrReserved, admin.Conflict}, {registry.ErrNotFree, admin.Conflict}, {registry.ErrInvalid, admin.Invalid}, {registry.ErrClosed, admin.Unavailable},
 		{command.ErrInvalid, admin.Invalid}, {message.ErrMessage, admin.Invalid}, {identity.ErrID, admin.Invalid},
 		{identity.ErrName, admin.Invalid}, {msglog.ErrUnavailable, admin.Unavailable}, {msglog.ErrClosed, admin.Unavailable},
 		{durable.ErrLocked, admin.Unavailable}, {fs.ErrExist, admin.Conflict},

@@ -36,11 +36,21 @@ func (b *backend) deviceOf(d registry.Device) admin.Device {
 	if d.KeyHash != [32]byte{} {
 		out.Key = d.KeyHash[:]
 	}
+	if d.Station != "" {
+		out.Station, out.Hardware, out.Flashed, out.Block = d.Station, d.Hardware, admin.UTC(d.Flashed), d.Block[:]
+	}
 	if h := d.Hello; h != nil {
 		out.Hello = &admin.Hello{At: admin.UTC(h.At), Class: h.Class, Firmware: h.Firmware, Image: h.Image, TLS: h.TLS,
 			Boot: h.Boot, Nonce: h.Nonce, Features: h.Features, Encoding: h.Encoding}
 	}
 	return out
+}
+
+func cloneOf(c registry.Clone) admin.Clone {
+	boot := func(v registry.Boot) admin.Boot {
+		return admin.Boot{Nonce: v.Nonce, Remote: v.Remote, At: admin.UTC(v.At)}
+	}
+	return admin.Clone{Back: boot(c.Back), Other: boot(c.Other)}
 }
 
 func certificateOf(c registry.Certificate) admin.Certificate {
@@ -63,7 +73,8 @@ func (b *backend) devices(r *http.Request) (any, error) {
 	p := params{r: r}
 	online := p.flag("online")
 	f := registry.DeviceFilter{State: registry.DeviceState(p.text("state")), Class: p.text("class"), Tag: p.text("tag"),
-		Prefix: p.text("prefix"), After: p.id("after"), Limit: p.limit()}
+		Prefix: p.text("prefix"), After: p.id("after"), Limit: p.limit(),
+		Station: p.text("station"), FlashedSince: p.time("flashed_since"), FlashedUntil: p.time("flashed_until")}
 	if p.err != nil {
 		return nil, p.err
 	}
@@ -122,6 +133,13 @@ func (b *backend) device(r *http.Request) (any, error) {
 	for _, c := range pending {
 		out.Pending = append(out.Pending, commandOf(c))
 	}
+	clones, err := b.reg.Clones(r.Context(), id, 0)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range clones {
+		out.Clones = append(out.Clones, cloneOf(c))
+	}
 	if b.srv != nil {
 		waiting, dropped := b.srv.br.Queue(id)
 		out.Queue = &admin.Queue{Waiting: waiting, Dropped: dropped}
@@ -148,6 +166,9 @@ func (b *backend) reserve(r *http.Request) (any, error) {
 		if err == nil || asked[id.String()] {
 			continue
 		}
+		if b.notReserved(r, id) != nil {
+			continue
+		}
 		if !errors.Is(err, registry.ErrNotFound) {
 			return nil, err
 		}
@@ -157,6 +178,28 @@ func (b *backend) reserve(r *http.Request) (any, error) {
 			}{id}, nil
 		}
 	}
+}
+
+// checkReserved refuses an id that a bench was given and that no device has yet.
+func (b *backend) checkReserved(r *http.Request) (any, error) {
+	id, err := pathID(r)
+	if err != nil {
+		return nil, err
+	}
+	_, err = b.reg.Device(r.Context(), id)
+	if errors.Is(err, registry.ErrNotFound) {
+		err = b.notReserved(r, id)
+	}
+	return nil, err
+}
+
+// notReserved refuses an id that was given to a flashing bench.
+func (b *backend) notReserved(r *http.Request, id identity.ID) error {
+	station, err := b.reg.Reserved(r.Context(), id)
+	if err == nil && station != "" {
+		err = admin.Errorf(admin.Conflict, "%s is reserved for the flashing bench %s\nhint: leave --id away for a free one", id, station)
+	}
+	return err
 }
 
 func (b *backend) keep(id identity.ID) bool {
@@ -264,22 +307,6 @@ func (b *backend) enrolments(list []admin.NamedEnrolment) ([]registry.Enrolment,
 	}
 	wg.Wait()
 	return rows, errors.Join(errs...)
-}
-
-func (b *backend) revoke(r *http.Request) (any, error) {
-	id, err := pathID(r)
-	if err != nil {
-		return nil, err
-	}
-	var in struct {
-		Reason string `json:"reason"`
-	}
-	if err := read(r, &in); err != nil {
-		return nil, err
-	}
-	return nil, b.update(r, func(tx *registry.Tx, actor string) error {
-		return tx.SetDeviceState(actor, id, registry.DeviceRevoked, in.Reason)
-	})
 }
 
 func (b *backend) tag(r *http.Request) (any, error) {

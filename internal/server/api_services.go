@@ -196,7 +196,7 @@ func (b *backend) mayAsk(r *http.Request, req *pki.Request) error {
 		}
 		d, err := b.reg.Device(r.Context(), id)
 		if errors.Is(err, registry.ErrNotFound) {
-			return nil
+			return b.notReserved(r, id)
 		}
 		if err != nil {
 			return err
@@ -206,6 +206,8 @@ func (b *backend) mayAsk(r *http.Request, req *pki.Request) error {
 			err = admin.Errorf(admin.Conflict, "device %s has another key\nhint: an id keeps its key for life; enrol this key under another id", id)
 		}
 		return err
+	case pki.KindStation:
+		return b.mayAskStation(r, req)
 	}
 	return nil
 }
@@ -223,12 +225,23 @@ func (b *backend) importResult(r *http.Request) (any, error) {
 	}
 	hash := req.Hash()
 	id := hex.EncodeToString(hash[:])
-	if req.Kind == pki.KindBroker {
+	station := func(*registry.Tx, string) error { return nil }
+	switch req.Kind {
+	case pki.KindBroker:
 		if err := b.installLeaves(certs); err != nil {
 			return nil, err
 		}
+	case pki.KindStation:
+		block, cert, err := b.stationResult(r, []byte(in.Text), req, certs)
+		if err != nil {
+			return nil, err
+		}
+		station = func(tx *registry.Tx, actor string) error { return tx.SignedBlock(actor, block.ID, cert) }
 	}
 	err = b.update(r, func(tx *registry.Tx, actor string) error {
+		if err := station(tx, actor); err != nil {
+			return err
+		}
 		if err := b.importCertificates(tx, actor, req, certs); err != nil {
 			return err
 		}

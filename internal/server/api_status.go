@@ -35,6 +35,9 @@ func (b *backend) status(r *http.Request) (any, error) {
 	for state, n := range counts {
 		out.Devices[string(state)] = n
 	}
+	if out.Clones, err = b.reg.CloneCount(ctx); err != nil {
+		return nil, err
+	}
 	services, err := b.reg.Services(ctx)
 	if err != nil {
 		return nil, err

@@ -3,34 +3,105 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 
 	"hawser/internal/broker"
 	"hawser/internal/identity"
 	"hawser/internal/registry"
 )
 
+// changes are those that the broker does not follow yet, in order.
+type changes struct {
+	mu   sync.Mutex
+	list []registry.Change // mu
+}
+
+// add tells whether c is the first.
+func (v *changes) add(c registry.Change) (first bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.list = append(v.list, c)
+	return len(v.list) == 1
+}
+
+func (v *changes) take() []registry.Change {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	list := v.list
+	v.list = nil
+	return list
+}
+
 // changed is registry.Options.Changed: it hands on what the running broker has
 // to follow. It is called on the registry's writer and may not wait.
 func (s *Server) changed(c registry.Change) {
-	s.feed.do(func() { s.follow(c) })
+	if s.ahead.add(c) {
+		s.feed.do(s.followAll)
+	}
 }
 
-// follow applies one change. It runs on the feed's goroutine, in order.
-func (s *Server) follow(c registry.Change) {
+// followAll applies what has gathered, in order. It runs on the feed's goroutine.
+// Those that are barred in a row are barred together: one walk over the sessions, and
+// all connections end before the first queue is emptied.
+func (s *Server) followAll() {
+	list := s.ahead.take()
 	if s.br == nil { // before the start: the broker begins with what is there
 		return
 	}
+	for len(list) > 0 {
+		n := slices.IndexFunc(list, func(c registry.Change) bool { return !shutsOut(c) })
+		switch {
+		case n < 0:
+			n = len(list)
+		case n == 0:
+			s.follow(list[0])
+			list = list[1:]
+			continue
+		}
+		s.shutOut(list[:n])
+		list = list[n:]
+	}
+}
+
+// shutsOut reports whether c only takes from what is allowed: a row of such changes
+// may be applied in any order.
+func shutsOut(c registry.Change) bool {
+	return c.Kind == registry.DeviceBarred || c.Kind == registry.ServiceBarred || c.Kind == registry.CertificateRemoved
+}
+
+func (s *Server) shutOut(list []registry.Change) {
+	var who []identity.Principal
+	var final []identity.ID
+	for _, c := range list {
+		if c.Kind == registry.CertificateRemoved {
+			continue
+		}
+		who = append(who, c.Principal)
+		if id, ok := c.Principal.ID(); ok && c.Final {
+			final = append(final, id)
+		}
+	}
+	if len(who) > 0 {
+		s.br.Bar(who...)
+		s.br.DropTopics(final...)
+	}
+	for _, c := range list {
+		if id, ok := c.Principal.ID(); ok && c.Kind == registry.DeviceBarred {
+			s.cmds.Barred(id)
+		}
+		if c.Kind == registry.CertificateRemoved {
+			s.br.RemoveCertificate(c.Active.Fingerprint)
+		}
+	}
+}
+
+// follow applies one change that takes nothing away.
+func (s *Server) follow(c registry.Change) {
 	ctx := context.Background()
 	switch c.Kind {
 	case registry.CertificateAdded:
 		s.br.AddCertificate(pinned(c.Active))
-	case registry.CertificateRemoved:
-		s.br.RemoveCertificate(c.Active.Fingerprint)
-	case registry.DeviceBarred, registry.ServiceBarred:
-		s.br.Bar(c.Principal)
-		if id, ok := c.Principal.ID(); ok {
-			s.cmds.Barred(id)
-		}
 	case registry.DeviceChanged:
 		s.readmit(ctx, c.Principal)
 	case registry.ServiceAdded, registry.GrantsChanged:
@@ -49,8 +120,9 @@ func (s *Server) unfollowed(err error, c registry.Change) {
 	}
 }
 
-// readmit pins the certificates of a device that is active: it may have been
-// quarantined before.
+// readmit pins the certificates of a device that is active: it may have been barred
+// before. Then what came for it in the very moment when it was barred goes, and it
+// gets its configuration anew.
 func (s *Server) readmit(ctx context.Context, who identity.Principal) {
 	id, ok := who.ID()
 	if !ok {
@@ -65,10 +137,14 @@ func (s *Server) readmit(ctx context.Context, who identity.Principal) {
 		s.unfollowed(err, registry.Change{Principal: who})
 		return
 	}
+	var pins []broker.Certificate
 	for _, c := range list {
 		if c.State == registry.CertificateActive {
-			s.br.AddCertificate(broker.Certificate{Fingerprint: c.Fingerprint, Principal: who, NotBefore: c.NotBefore, NotAfter: c.NotAfter})
+			pins = append(pins, broker.Certificate{Fingerprint: c.Fingerprint, Principal: who, NotBefore: c.NotBefore, NotAfter: c.NotAfter})
 		}
+	}
+	if s.br.Readmit(who, pins...) {
+		s.down.publishConfig(id)
 	}
 }
 

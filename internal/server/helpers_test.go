@@ -31,7 +31,7 @@ import (
 const patience = 20 * time.Second
 
 // makeFleet makes a trial fleet for localhost.
-func makeFleet(t *testing.T, edit ...func(*fleet.InitOptions)) string {
+func makeFleet(t testing.TB, edit ...func(*fleet.InitOptions)) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "fleet")
 	o := fleet.InitOptions{Dir: dir, Domains: []string{"localhost"}, Trial: true}
@@ -70,6 +70,8 @@ type rig struct {
 	book   *logBook
 	api    *admin.Client
 	close1 func() error
+
+	onClone string // --on-clone
 }
 
 func serve(t *testing.T, dir string) *rig {
@@ -81,7 +83,7 @@ func serve(t *testing.T, dir string) *rig {
 }
 
 func (r *rig) config() Config {
-	return Config{Dir: r.dir, Listen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Version: "test",
+	return Config{Dir: r.dir, Listen: "127.0.0.1:0", Metrics: "127.0.0.1:0", Version: "test", OnClone: r.onClone,
 		Logger: slog.New(slog.NewTextHandler(r.book, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 }
 

@@ -115,6 +115,10 @@ func (c collector) registry(ctx context.Context, m metrics) {
 	for state, n := range counts {
 		m.labelled("hawser_devices", "devices known, by state", float64(n), "state", string(state))
 	}
+	m.counter("hawser_clones_total", "times that the boots of a device proved two holders of its identity", float64(c.s.up.clones.Load()))
+	if n, err := c.s.reg.CloneCount(ctx); err == nil {
+		m.gauge("hawser_devices_cloned", "devices of which two were seen, and that nobody has released yet", float64(n))
+	}
 	ending, err := c.s.reg.ExpiringCertificates(ctx, time.Now().Add(expiresSoon), maxExpiring)
 	if err != nil {
 		return

@@ -43,6 +43,7 @@ type Config struct {
 	Dir     string // state directory of the fleet
 	Listen  string // in place of serve.listen
 	Metrics string // in place of serve.metrics
+	OnClone string // in place of devices.on_clone
 	Version string // for status and metrics
 	Logger  *slog.Logger
 
@@ -67,6 +68,8 @@ type Server struct {
 	down    *downlink
 	seen    *presence
 	rates   rates
+	dropped tally
+	ahead   changes
 	start   registry.ServerStart
 	started time.Time
 
@@ -109,6 +112,9 @@ func Run(ctx context.Context, cfg Config) error {
 // Start starts everything and returns when connections are accepted. Close must
 // follow.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
+	if err := checkOnClone(cfg.OnClone); err != nil {
+		return nil, err
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -297,7 +303,7 @@ func logConfig(c *config.Config, dir, credentials string) msglog.Config {
 // openBroker makes what the start of the broker calls back into.
 func (s *Server) openBroker(ctx context.Context) error {
 	s.seen = newPresence(s.reg)
-	s.up = &uplink{reg: s.reg, log: s.log, work: s.work}
+	s.up = &uplink{reg: s.reg, log: s.log, work: s.work, onClone: s.onClone()}
 	var err error
 	if s.down, err = newDownlink(ctx, s); err != nil {
 		return err
@@ -305,7 +311,7 @@ func (s *Server) openBroker(ctx context.Context) error {
 	s.br, err = broker.New(ctx, broker.Config{
 		Log: s.mlog, Store: s.reg, Limits: brokerLimits(s.layout.Config), Suites: s.layout.Config.TLS.SuiteIDs(),
 		Logger: s.log, Leaf: s.leaves.pick, Explain: s.explain,
-		Uplink: s.up.take, UplinkFloor: s.up.floor, Presence: s.seen.told,
+		Uplink: s.up.take, UplinkFloor: s.up.floor, Presence: s.seen.told, QueueDropped: s.queueDropped,
 		Subscribed: func(id identity.ID, filter string) { s.work.do(func() { s.down.subscribed(id, filter) }) },
 	})
 	if err != nil {

@@ -4,11 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"hawser/internal/broker"
 	"hawser/internal/command"
+	"hawser/internal/config"
 	"hawser/internal/identity"
 	"hawser/internal/message"
 	"hawser/internal/msglog"
@@ -28,6 +32,9 @@ type uplink struct {
 	log  *slog.Logger
 	work *worker
 
+	onClone string        // config.CloneReport or config.CloneQuarantine
+	clones  atomic.Uint64 // reported since the start
+
 	mu   sync.Mutex
 	open []*said // mu; in log order, the first is not settled
 }
@@ -35,12 +42,13 @@ type uplink struct {
 // said is one message on its way.
 type said struct {
 	pos     msglog.Pos
-	settled bool // guarded by uplink.mu
+	remote  string // of the connection it came over; empty when the log is replayed
+	settled bool   // guarded by uplink.mu
 }
 
 // take is broker.Config.Uplink. It copies and does not wait.
 func (u *uplink) take(id identity.ID, rest string, r *msglog.Record) {
-	m := &said{pos: r.Pos}
+	m := &said{pos: r.Pos, remote: broker.RemoteOf(r)}
 	payload, at := bytes.Clone(r.Payload), time.UnixMilli(r.Time)
 	u.mu.Lock()
 	u.open = append(u.open, m)
@@ -104,9 +112,43 @@ func (u *uplink) hello(id identity.ID, payload []byte, at time.Time, m *said) er
 	u.down.speaks(id, enc)
 	u.cmds.SetEncoding(id, enc)
 	row := registry.Hello{Class: h.Class, Firmware: h.Firmware, Image: h.Image, TLS: h.TLS, Boot: h.Boot,
-		Nonce: h.Nonce, Features: h.Features, Encoding: encodingName(enc), At: at}
-	u.save(m, func(tx *registry.Tx) error { return tx.SaveHello(id, row) })
+		Nonce: h.Nonce, Features: h.Features, Encoding: encodingName(enc), At: at, Remote: m.remote, Pos: uint64(m.pos)}
+	var clone *registry.Clone
+	u.save(m, func(tx *registry.Tx) (err error) {
+		if clone, err = tx.SaveHello(id, row); err != nil || clone == nil || u.onClone != config.CloneQuarantine {
+			return err
+		}
+		return quarantine(tx, clone)
+	}, func() { u.cloned(clone) })
 	return nil
+}
+
+// quarantine shuts a device out of which there are two. One that is barred already
+// stays as it is.
+func quarantine(tx *registry.Tx, c *registry.Clone) error {
+	reason := fmt.Sprintf("two holders of one identity: %s and %s", addressText(c.Back.Remote), addressText(c.Other.Remote))
+	err := tx.SetDeviceState("server", c.Device, registry.DeviceQuarantined, reason)
+	if errors.Is(err, registry.ErrState) {
+		return nil
+	}
+	return err
+}
+
+func addressText(remote string) string {
+	if remote == "" {
+		return "an address not known"
+	}
+	return remote
+}
+
+// cloned says that the boots of a device have proved a second holder.
+func (u *uplink) cloned(c *registry.Clone) {
+	if c == nil {
+		return
+	}
+	u.clones.Add(1)
+	u.log.Warn("two holders of one identity", "device", c.Device.String(), "one", addressText(c.Back.Remote), "other", addressText(c.Other.Remote),
+		"policy", u.onClone)
 }
 
 func encodingName(e message.Encoding) string {
@@ -123,15 +165,19 @@ func (u *uplink) config(id identity.ID, payload []byte, at time.Time, m *said) e
 	}
 	u.save(m, func(tx *registry.Tx) error {
 		return tx.ConfigApplied(id, c.Version, uint8(c.Status), c.Text, at)
-	})
+	}, nil)
 	return nil
 }
 
-// save writes a change, again and again if the registry cannot.
-func (u *uplink) save(m *said, apply func(*registry.Tx) error) {
+// save writes a change, again and again if the registry cannot; then is called once
+// when it is written, and may be nil.
+func (u *uplink) save(m *said, apply func(*registry.Tx) error, then func()) {
 	u.reg.Submit(apply, func(err error) {
 		switch {
 		case err == nil:
+			if then != nil {
+				then()
+			}
 			u.settle(m)
 		case errors.Is(err, registry.ErrClosed): // the next start repeats it
 		case errors.Is(err, registry.ErrNotFound), errors.Is(err, registry.ErrInvalid):
@@ -139,7 +185,7 @@ func (u *uplink) save(m *said, apply func(*registry.Tx) error) {
 			u.settle(m)
 		default:
 			u.log.Error("word of a device not recorded yet", "error", err)
-			time.AfterFunc(retryAfter, func() { u.save(m, apply) })
+			time.AfterFunc(retryAfter, func() { u.save(m, apply, then) })
 		}
 	})
 }
