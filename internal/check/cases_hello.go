@@ -2,6 +2,8 @@ package check
 
 import (
 	"bytes"
+	"compress/zlib"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -134,7 +136,10 @@ func oldCases() []Case {
 		kind     kind
 	}{{"H3.tls12", "TLS 1.2", tls.VersionTLS12, rejectMCU}, {"H3.tls11", "TLS 1.1", tls.VersionTLS11, reject}, {"H3.tls10", "TLS 1.0", tls.VersionTLS10, reject}} {
 		cases = append(cases, Case{ID: old.id, Does: "a server that knows nothing newer than " + old.name, kind: old.kind,
-			Clause: "RFC 9846 4.2.2; RFC 8996; RFC 9325 3.1.1", play: func(s *stage) error { return s.old(old.version) }})
+			Clause: "RFC 9846 4.2.2; RFC 8996; RFC 9325 3.1.1", play: func(s *stage) error {
+				_, err := s.old(old.version, nil)
+				return err
+			}})
 	}
 	return append(cases,
 		Case{ID: "H3.sentinel", Does: "a TLS 1.2 ServerHello to a client of 1.3, with the downgrade sentinel", Clause: "RFC 9846 4.2.3", play: sentinel},
@@ -145,23 +150,22 @@ func oldCases() []Case {
 
 // old plays an older version with the standard library, so that a client that takes it
 // is heard to talk.
-func (s *stage) old(version uint16) error {
+func (s *stage) old(version uint16, random io.Reader) (*recorder, error) {
 	rec := &recorder{Conn: s.Raw}
-	c := tls.Server(rec, &tls.Config{MinVersion: version, MaxVersion: version, ClientAuth: tls.RequestClientCert,
+	c := tls.Server(rec, &tls.Config{Rand: random, MinVersion: version, MaxVersion: version, ClientAuth: tls.RequestClientCert,
 		Certificates: []tls.Certificate{{Certificate: s.w.broker, PrivateKey: s.w.brokerKey}}, CipherSuites: allSuites(), SessionTicketsDisabled: true})
 	err := c.Handshake()
-	s.Seen.Hello = rec.n > 0
 	s.note = "the standard library as the server: " + fmt.Sprint(err)
+	rec.tell(&s.Seen)
 	if err != nil {
 		s.Seen.End = endOf(err)
-		return err
+		return rec, err
 	}
 	s.Seen.Finished = true
-	s.Seen.Certificate = len(c.ConnectionState().PeerCertificates) > 0
 	buf := make([]byte, 1<<10)
 	n, err := c.Read(buf)
 	s.Seen.AppBytes, s.first, s.Seen.End = n, buf[:n], err
-	return err
+	return rec, err
 }
 
 // endOf keeps the network's word and takes an alert for what it is: an end.
@@ -184,16 +188,58 @@ func allSuites() (ids []uint16) {
 	return ids
 }
 
-// recorder counts what the client sends.
+// recorder keeps what the client sends, as far as it fits.
 type recorder struct {
 	net.Conn
-	n int
+	b []byte
 }
 
+const recorded = 64 << 10
+
+// Read implements io.Reader.
 func (r *recorder) Read(p []byte) (int, error) {
 	n, err := r.Conn.Read(p)
-	r.n += n
+	r.b = append(r.b, p[:min(n, recorded-len(r.b))]...)
 	return n, err
+}
+
+// tell notes what the client of an older TLS has shown, also where the handshake failed
+// afterwards: its certificate is in the clear, its Finished is what follows
+// ChangeCipherSpec.
+func (r *recorder) tell(seen *tls13.Seen) {
+	seen.Hello = len(r.b) > 0
+	var clear []byte
+	for b, changed := r.b, false; len(b) >= 5; {
+		n := 5 + int(b[3])<<8 + int(b[4])
+		if n > len(b) {
+			break
+		}
+		switch {
+		case b[0] == tls13.TypeCCS:
+			changed = true
+		case b[0] == tls13.TypeHandshake && changed:
+			seen.Finished = true
+		case b[0] == tls13.TypeHandshake:
+			clear = append(clear, b[5:n]...)
+		}
+		b = b[n:]
+	}
+	for len(clear) >= 4 {
+		n := 4 + int(clear[1])<<16 + int(clear[2])<<8 + int(clear[3])
+		if clear[0] == tls13.Certificate && n > 4+3 {
+			seen.Certificate = true
+		}
+		clear = clear[min(n, len(clear)):]
+	}
+}
+
+// hello is the ClientHello that was recorded.
+func (r *recorder) hello() (*tls13.Hello, error) {
+	if len(r.b) < 5 {
+		return nil, io.ErrUnexpectedEOF
+	}
+	n := min(len(r.b), 5+int(r.b[3])<<8+int(r.b[4]))
+	return tls13.ParseHello(r.b[5:n])
 }
 
 // changed is a case with another ServerHello.
@@ -205,35 +251,27 @@ func changed(change func(h *tls13.Hellos)) func(*stage) error {
 	}
 }
 
-func sentinel(s *stage) error {
-	h, err := s.ReadHello()
-	if err != nil {
-		return err
+// downgraded gives random bytes; 32 of them at once end in the sentinel of a server that
+// knows TLS 1.3 and was made to speak 1.2.
+type downgraded struct{}
+
+// Read implements io.Reader.
+func (downgraded) Read(p []byte) (int, error) {
+	rand.Read(p)
+	if len(p) == 32 {
+		copy(p[24:], "DOWNGRD\x01")
 	}
-	if !slices.Contains(h.Versions, 0x0303) {
-		s.note = "it does not offer TLS 1.2"
-	}
-	random := append(make([]byte, 24), "DOWNGRD\x01"...)
-	suite := uint16(0xc02b) // ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
-	body := append([]byte{3, 3}, random...)
-	body = append(body, 0, byte(suite>>8), byte(suite), 0, 0, 0)
-	if err := s.WriteHandshake(append(tls13.Message(tls13.ServerHello, body), certificate12(s.w.broker)...)); err != nil {
-		return err
-	}
-	// What a client that goes on would wait for, without a key to go with it.
-	if err := s.WriteHandshake(tls13.Message(14, nil)); err != nil {
-		return err
-	}
-	_, _, err = s.ReadRecord()
-	return err
+	return len(p), nil
 }
 
-func certificate12(chain [][]byte) []byte {
-	var list []byte
-	for _, der := range chain {
-		list = append(append(list, byte(len(der)>>16), byte(len(der)>>8), byte(len(der))), der...)
+// sentinel plays TLS 1.2 to the end, as a man in the middle would who has taken TLS 1.3
+// out of the ClientHello.
+func sentinel(s *stage) error {
+	rec, err := s.old(tls.VersionTLS12, downgraded{})
+	if h, e := rec.hello(); e == nil && !slices.Contains(h.Versions, tls13.VersionTLS13) {
+		return skipf("it does not offer TLS 1.3: there is nothing to downgrade from")
 	}
-	return tls13.Message(tls13.Certificate, append([]byte{byte(len(list) >> 16), byte(len(list) >> 8), byte(len(list))}, list...))
+	return err
 }
 
 // helloCases: a server whose hello is wrong, or which is none at all.
@@ -257,9 +295,9 @@ func helloCases() []Case {
 		Case{ID: "H5.twice", Does: "two HelloRetryRequests", play: retryTwice},
 		Case{ID: "H5.suite-changed", Does: "a HelloRetryRequest, then another suite", play: retrySuite},
 		Case{ID: "H5.huge-cookie", Does: "a HelloRetryRequest with a cookie of 60,000 bytes", kind: survive, Expect: "echoes it or gives up, and comes back", play: hugeCookie},
-		Case{ID: "H6.off-curve", Does: "a key share that is no point of the curve", Clause: "RFC 9846 4.3.8.2", play: sharing(func(b []byte) []byte { return flipLast(b) })},
-		Case{ID: "H6.infinity", Does: "a key share that is the point at infinity", Clause: "RFC 9846 4.3.8.2", play: sharing(func(b []byte) []byte { return make([]byte, len(b)) })},
-		Case{ID: "H6.short", Does: "a key share that is one byte short", Clause: "RFC 9846 4.3.8.2", play: sharing(func(b []byte) []byte { return b[:len(b)-1] })},
+		Case{ID: "H6.off-curve", Does: "a key share that is no point of the curve", Clause: "RFC 9846 4.3.8.2", play: onP256(flipLast)},
+		Case{ID: "H6.infinity", Does: "a key share that is the point at infinity", Clause: "RFC 9846 4.3.8.2", play: infinity},
+		Case{ID: "H6.short", Does: "a key share that is one byte short", Clause: "RFC 9846 4.3.8.2", play: onP256(func(b []byte) []byte { return b[:len(b)-1] })},
 		Case{ID: "H6.declared", Does: "a key share declared as 65,535 bytes", Clause: "RFC 9846 4.3.8", play: declared},
 		Case{ID: "H6.other-group", Does: "a key share of a group that the client sent none for", Clause: "RFC 9846 4.3.8", play: otherGroup},
 		Case{ID: "H7.hello", Does: "an extension in ServerHello that nobody asked for", Clause: "RFC 9846 4.3", play: changed(func(h *tls13.Hellos) {
@@ -282,7 +320,9 @@ func helloCases() []Case {
 		Case{ID: "H8.across-keys", Does: "EncryptedExtensions in the clear, in the record of ServerHello", Clause: "RFC 9846 5.1", play: acrossKeys},
 		Case{ID: "H8.data-first", Does: "application data before the handshake", Clause: "RFC 9846 5.1", play: dataFirst},
 		Case{ID: "H8.two-hellos", Does: "two ServerHellos", Clause: "RFC 9846 4", play: twoHellos},
-		Case{ID: "H8.late-ccs", Does: "ChangeCipherSpec after the handshake", Clause: "RFC 9846 5", play: lateCCS, kind: selfJudged, Expect: "gives up, or passes over it"},
+		Case{ID: "H8.late-ccs", Does: "ChangeCipherSpec after the handshake", Clause: "RFC 9846 5", kind: selfJudged, play: afterwards(func(s *stage) error {
+			return s.WriteRaw([]byte{tls13.TypeCCS, 3, 3, 0, 1, 1})
+		})},
 		Case{ID: "H8.certificate-twice", Does: "two Certificate messages", Clause: "RFC 9846 4.5", play: twice(tls13.Certificate)},
 		Case{ID: "H9.connack", Does: "a CONNACK in the clear", Clause: "RFC 9846 5", play: plain([]byte{0x20, 2, 0, 0, 0xd0, 0, 0xd0, 0})},
 		Case{ID: "H9.http", Does: "an HTTP server", Clause: "RFC 9846 5", play: plain([]byte("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"))},
@@ -314,15 +354,49 @@ func (s *stage) lureFrom(v *tls13.Server, h *tls13.Hello) error {
 	return s.hear()
 }
 
-func sharing(change func([]byte) []byte) func(*stage) error {
-	return changed(func(h *tls13.Hellos) {
+// spoilt changes the server's key share.
+func spoilt(change func([]byte) []byte) func(*tls13.Hellos) {
+	return func(h *tls13.Hellos) {
 		for i, e := range h.Extensions {
 			if e.Type == tls13.ExtKeyShare {
 				point := change(e.Body[4:])
 				h.Extensions[i].Body = append([]byte{e.Body[0], e.Body[1], byte(len(point) >> 8), byte(len(point))}, point...)
 			}
 		}
-	})
+	}
+}
+
+// onP256 spoils a key share of P-256; any 32 bytes are one of X25519. The secret stays
+// the one of the x coordinate, so that a client that looks at no more can go on.
+func onP256(change func([]byte) []byte) func(*stage) error {
+	return func(s *stage) error {
+		h, err := s.ReadHello()
+		if err != nil {
+			return err
+		}
+		if h.Shares[tls13.GroupP256] == nil {
+			if !slices.Contains(h.Groups, tls13.GroupP256) {
+				return skipf("it does not speak P-256")
+			}
+			suite, err := suiteFor(h)
+			if err != nil {
+				return err
+			}
+			if h, err = retryRequest(s.Conn, h, suite, groupRequest(tls13.GroupP256)); err != nil {
+				return err
+			}
+		}
+		v := s.server()
+		v.Group, v.Hello = tls13.GroupP256, spoilt(change)
+		return s.lureFrom(v, h)
+	}
+}
+
+// infinity goes on with the secret that a client without a check computes: zero.
+func infinity(s *stage) error {
+	v := s.server()
+	v.Hello, v.Shared = spoilt(func(b []byte) []byte { return make([]byte, len(b)) }), make([]byte, 32)
+	return s.lure(v)
 }
 
 func declared(s *stage) error {
@@ -365,8 +439,17 @@ func compressed(s *stage) error {
 		if k != tls13.Certificate {
 			return c.Say(message)
 		}
-		body := append([]byte{0, 1, 0, byte(len(message) >> 8), byte(len(message)), 0, 0, 4}, 0x78, 0x9c, 3, 0)
-		return c.Say(tls13.Message(tls13.CompressedCert, body))
+		var b bytes.Buffer
+		w := zlib.NewWriter(&b)
+		if _, err := w.Write(message[4:]); err != nil {
+			return err
+		}
+		if err := w.Close(); err != nil {
+			return err
+		}
+		body := append([]byte{0, 1}, message[1:4]...) // zlib, and the length before
+		body = append(body, 0, byte(b.Len()>>8), byte(b.Len()))
+		return c.Say(tls13.Message(tls13.CompressedCert, append(body, b.Bytes()...)))
 	}
 	return s.lure(v)
 }
@@ -427,22 +510,8 @@ func twoHellos(s *stage) error {
 	return s.lure(v)
 }
 
-// lateCCS: what a correct client does is not one thing; that it goes on as if nothing
-// were is the worst that is allowed.
-func lateCCS(s *stage) error {
-	if err := s.welcome(); err != nil {
-		return err
-	}
-	if err := s.WriteRaw([]byte{tls13.TypeCCS, 3, 3, 0, 1, 1}); err != nil {
-		return err
-	}
-	s.Drain(s.limit / 2)
-	if s.Seen.Alert != nil && s.Seen.Alert.Code != tls13.CloseNotify {
-		return s.settle(Pass, "it gave up: %v", s.Seen.Alert)
-	}
-	return s.settle(Pass, "it took no notice: %s", s.Seen.EndText())
-}
-
+// plain answers the ClientHello with something else than TLS. Whoever takes it for the
+// broker's word goes on in the clear.
 func plain(b []byte) func(*stage) error {
 	return func(s *stage) error {
 		if _, err := s.ReadHello(); err != nil {
@@ -451,12 +520,16 @@ func plain(b []byte) func(*stage) error {
 		if err := s.WriteRaw(b); err != nil {
 			return err
 		}
-		if _, _, err := s.ReadRecord(); errors.Is(err, io.EOF) {
+		buf := make([]byte, 1<<10)
+		n, err := s.Raw.Read(buf)
+		if n > 2 && (buf[0] < tls13.TypeCCS || buf[0] > tls13.TypeData || buf[1] != 3) {
+			s.Seen.AppBytes, s.first = n, buf[:n]
 			return nil
-		} else if err != nil {
-			return err
 		}
-		_, _, err := s.ReadRecord()
+		if s.Seen.End = err; n > 6 && buf[0] == tls13.TypeAlert {
+			s.Seen.Alert = &tls13.Alert{Level: buf[5], Code: buf[6]}
+			s.Seen.End = fmt.Errorf("%w: %v", tls13.ErrAlert, s.Seen.Alert)
+		}
 		return err
 	}
 }

@@ -101,18 +101,7 @@ func sessionCases() []Case {
 		{ID: "M4.retained", Does: "1,000 retained messages at once", Needs: "subscribe stays", kind: survive, Expect: "takes them, or reconnects in order", play: retained},
 		{ID: "M5.duplicate", Does: "a command that is delivered twice", Needs: "subscribe stays", kind: selfJudged, Expect: "acknowledges both and runs it once", play: duplicate},
 		{ID: "M5.replay", Does: "the same command again after a reconnect", Needs: "subscribe stays", kind: selfJudged, Expect: "runs it once", play: replay},
-		{ID: "M6.present", Does: "a CONNACK that claims a session", kind: survive, Expect: "subscribes again or gives up", Needs: "stays", play: func(s *stage) error {
-			if err := s.shake(s.server()); err != nil {
-				return err
-			}
-			if err := s.hear(); err != nil {
-				return err
-			}
-			if err := s.send(&mqtt.Connack{SessionPresent: true}); err != nil {
-				return err
-			}
-			return s.closesOrStays()
-		}},
+		{ID: "M6.present", Does: "a CONNACK that claims a session", kind: survive, Expect: "subscribes again or gives up", Needs: "subscribe stays", play: present},
 		{ID: "M6.kicked", Does: "refusals 1 to 5, one after the other", Needs: "stays", kind: selfJudged, Expect: "waits longer each time, with jitter, never under a second", play: backoff(func(s *stage, n int) error {
 			_, err := s.Write([]byte{0x20, 2, 0, byte(1 + n%5)})
 			return err
@@ -135,6 +124,27 @@ func sessionCases() []Case {
 			Expect: "gives up this attempt, and tries again later", play: malformedPlay([]byte{0x20, 2, 0, byte(i + 1)}, nil)})
 	}
 	return withDefaults(cases, "does not break", "MQTT 3.1.1 3.2.2.3, 3.8.4, 4.4; MQTT 5.0 3.2.2.2, 4.4")
+}
+
+// present: who asked for a clean session and believes that there is an old one hears
+// nothing from now on. Who asked for the old one may believe it.
+func present(s *stage) error {
+	if err := s.lure(s.server()); err != nil {
+		return err
+	}
+	if err := s.send(&mqtt.Connack{SessionPresent: true}); err != nil {
+		return err
+	}
+	err := s.attend(s.limit/2, func(h mqtt.Header) bool { return h.Type == mqtt.SUBSCRIBE })
+	switch {
+	case err == nil && s.did.subscribed:
+		return s.settle(Pass, "it subscribes all the same")
+	case err == nil || s.gave():
+		return s.settle(Pass, "it ended the connection: %s", s.Seen.EndText())
+	case s.connect.CleanStart:
+		return s.settle(Fail, "it asked for a clean session, and does not subscribe: it hears nothing from now on")
+	}
+	return s.settle(Pass, "it had asked for its old session, and takes it for that one")
 }
 
 func (s *stage) closesOrStays() error {

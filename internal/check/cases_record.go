@@ -49,25 +49,26 @@ func recordCases() []Case {
 			}
 			return s.lure(v)
 		}},
-		{ID: "R2.zero-data", Does: "application data of length zero before CONNACK", kind: accept, Expect: "goes on", play: func(s *stage) error {
-			return s.wary(func() error { return s.WriteRecord(tls13.TypeData, nil) })
-		}},
-		{ID: "R3.over-plain", Does: "a record of more than 2^14 bytes of content", play: afterwards(func(s *stage) error {
-			return s.WriteRecord(tls13.TypeData, make([]byte, 1<<14+1))
+		{ID: "R2.zero-data", Does: "application data of length zero before CONNACK", kind: selfJudged, Expect: "goes on", play: unmoved(func(s *stage) error {
+			return s.WriteRecord(tls13.TypeData, nil)
+		})},
+		{ID: "R3.over-plain", Does: "a record of more than 2^14 bytes of content", play: inPlace(func(s *stage) error {
+			return s.WriteRecord(tls13.TypeData, s.large(1<<14+1))
 		}), kind: selfJudged},
 		{ID: "R3.over-limit", Does: "a record over its record_size_limit", Clause: "RFC 8449 4", play: overLimit, kind: selfJudged},
-		{ID: "R3.over-cipher", Does: "a record of more than 2^14 + 256 bytes", Clause: "RFC 9846 5.2", kind: selfJudged, play: afterwards(func(s *stage) error {
-			n := 1<<14 + 257
-			return s.WriteRaw(append([]byte{tls13.TypeData, 3, 3, byte(n >> 8), byte(n)}, make([]byte, n)...))
-		})},
-		{ID: "R3.bad-tag", Does: "a record whose tag is wrong", Clause: "RFC 9846 5.2", kind: selfJudged, play: afterwards(func(s *stage) error {
-			return s.WriteRaw(flipLast(s.Sealed(tls13.TypeData, []byte{0xd0, 0})))
+		{ID: "R3.over-cipher", Does: "a record of more than 2^14 + 256 bytes", Clause: "RFC 9846 5.2", kind: selfJudged, play: inPlace(overCipher)},
+		{ID: "R3.bad-tag", Does: "a record whose tag is wrong", Clause: "RFC 9846 5.2", kind: selfJudged, play: inPlace(func(s *stage) error {
+			return s.WriteRaw(flipLast(s.Sealed(tls13.TypeData, s.connack())))
 		})},
 		{ID: "R3.replay", Does: "a record that is sent twice", Clause: "RFC 9846 5.3", kind: selfJudged, play: afterwards(func(s *stage) error {
-			r := s.Sealed(tls13.TypeData, []byte{0xd0, 0})
+			r := s.Sealed(tls13.TypeData, nil)
 			return s.WriteRaw(append(bytes.Clone(r), r...))
 		})},
-		{ID: "R3.clear", Does: "application data in the clear after the handshake", Clause: "RFC 9846 5.2", kind: selfJudged, play: afterwards(func(s *stage) error {
+		{ID: "R3.clear", Does: "application data in the clear after the handshake", Clause: "RFC 9846 5.2", kind: selfJudged, play: inPlace(func(s *stage) error {
+			b := s.connack()
+			return s.WriteRaw(append([]byte{tls13.TypeData, 3, 3, 0, byte(len(b))}, b...))
+		})},
+		{ID: "R3.clear-handshake", Does: "a handshake message in the clear after the handshake", Clause: "RFC 9846 5", kind: selfJudged, play: afterwards(func(s *stage) error {
 			return s.WriteRaw([]byte{tls13.TypeHandshake, 3, 3, 0, 4, 24, 0, 0, 0})
 		})},
 		{ID: "R3.no-type", Does: "a record of nothing but padding", Clause: "RFC 9846 5.4", kind: selfJudged, play: afterwards(func(s *stage) error {
@@ -77,18 +78,59 @@ func recordCases() []Case {
 	return withDefaults(append(cases, keyCases()...), toldToReject, recordClause)
 }
 
-// wary does something between CONNECT and CONNACK, then goes on honestly.
-func (s *stage) wary(do func() error) error {
+// early does something after the handshake and hears CONNECT.
+func (s *stage) early(do func() error) error {
 	if err := s.shake(s.server()); err != nil {
 		return err
 	}
 	if err := do(); err != nil {
 		return err
 	}
-	if err := s.hear(); err != nil {
+	return s.hear()
+}
+
+// wary is early, and then the client is welcome.
+func (s *stage) wary(do func() error) error {
+	if err := s.early(do); err != nil {
 		return err
 	}
 	return s.send(&mqtt.Connack{})
+}
+
+// unmoved does something that is allowed before CONNACK; the client must go on. That it
+// has sent CONNECT says nothing: it need not have read by then.
+func unmoved(do func(s *stage) error) func(*stage) error {
+	return func(s *stage) error {
+		if err := s.wary(func() error { return do(s) }); err != nil {
+			return err
+		}
+		err := s.attend(s.limit/2, func(mqtt.Header) bool { return true })
+		if err == nil {
+			return s.settle(Pass, "it goes on")
+		}
+		if s.gave() {
+			return s.settle(Fail, "it ended the connection, %s, though nothing was wrong", s.Seen.EndText())
+		}
+		return s.settle(Pass, "it stays")
+	}
+}
+
+func (s *stage) connack() []byte { return (&mqtt.Connack{}).Append(nil, s.version) }
+
+// large is CONNACK and a PUBLISH, n bytes in all: a client that takes it goes on.
+func (s *stage) large(n int) []byte {
+	b := s.connack()
+	p := &mqtt.Publish{Topic: []byte("check"), Payload: make([]byte, max(0, n-len(b)-16))}
+	p.Payload = make([]byte, len(p.Payload)+n-len(b)-mqtt.PublishSize(s.version, p))
+	return mqtt.AppendPublish(b, s.version, p)
+}
+
+// overCipher is a CONNACK with so much padding that its record is one byte too long.
+func overCipher(s *stage) error {
+	b := s.connack()
+	s.Padding = 1<<14 + 257 - 16 - 1 - len(b)
+	defer func() { s.Padding = 0 }()
+	return s.WriteRecord(tls13.TypeData, b)
 }
 
 func coalesced(s *stage) error {
@@ -110,29 +152,46 @@ func coalesced(s *stage) error {
 	return s.hear()
 }
 
-// afterwards does something that a client must end the connection for, after CONNECT
-// and in place of CONNACK.
+// afterwards does something that a client must end the connection for, after CONNECT,
+// and welcomes it then: one that took no notice goes on, and is seen to.
 func afterwards(do func(s *stage) error) func(*stage) error {
-	return func(s *stage) error {
-		if err := s.shake(s.server()); err != nil {
-			return err
-		}
-		if err := s.hear(); err != nil {
-			return err
-		}
-		sent := s.Seen.AppBytes
+	return inPlace(func(s *stage) error {
 		if err := do(s); err != nil {
 			return err
 		}
-		s.Drain(s.limit)
-		switch {
-		case s.gave():
-			return s.settle(Pass, "it ended the connection: %s", s.Seen.EndText())
-		case s.Seen.AppBytes > sent:
-			return s.settle(Fail, "it went on: %d more bytes", s.Seen.AppBytes-sent)
+		return s.send(&mqtt.Connack{})
+	})
+}
+
+// inPlace is afterwards without the welcome: what is done holds a CONNACK, for those
+// that take it.
+func inPlace(do func(s *stage) error) func(*stage) error {
+	return func(s *stage) error {
+		if err := s.lure(s.server()); err != nil {
+			return err
 		}
-		return s.settle(Inconclusive, "it neither went on nor gave up while the check waited")
+		return s.provoke(do)
 	}
+}
+
+// provoke does something in place of CONNACK and judges by what comes then.
+func (s *stage) provoke(do func(s *stage) error) error {
+	sent := s.Seen.AppBytes
+	_ = do(s) // it may have gone in the middle of it: how it went is judged
+	s.Drain(s.limit)
+	switch {
+	case s.Seen.Alert != nil && s.Seen.Alert.Code != tls13.CloseNotify:
+		return s.settle(Pass, "it ended the connection: %v", s.Seen.Alert)
+	case s.Seen.AppBytes > sent:
+		return s.settle(Fail, "it went on: %d more bytes", s.Seen.AppBytes-sent)
+	case s.Seen.Foreign > 0:
+		return s.settle(Fail, "it went on, under keys of its own: %d bytes", s.Seen.Foreign)
+	case s.Seen.Later > 0:
+		return s.settle(Fail, "it went on: %d handshake messages", s.Seen.Later)
+	case s.gave():
+		return s.settle(Pass, "it ended the connection: %s", s.Seen.EndText())
+	}
+	return s.settle(Inconclusive, "it neither went on nor gave up while the check waited")
 }
 
 func overLimit(s *stage) error {
@@ -148,14 +207,8 @@ func overLimit(s *stage) error {
 	if err := s.lureFrom(v, h); err != nil {
 		return err
 	}
-	if err := s.WriteRecord(tls13.TypeData, append([]byte{0x30, 0xff, 0x7f}, make([]byte, h.RecordLimit)...)); err != nil {
-		return err
-	}
-	s.Drain(s.limit)
-	if s.gave() {
-		return s.settle(Pass, "it ended the connection: %s", s.Seen.EndText())
-	}
-	return s.settle(Fail, "it took a record of %d bytes, with a limit of %d", h.RecordLimit+3, h.RecordLimit)
+	s.note = fmt.Sprintf("its limit is %d", h.RecordLimit) // the type of the content counts (RFC 8449 4)
+	return s.provoke(func(s *stage) error { return s.WriteRecord(tls13.TypeData, s.large(h.RecordLimit)) })
 }
 
 // keyCases: messages after the handshake.
@@ -179,14 +232,19 @@ func keyCases() []Case {
 			return s.lure(v)
 		}},
 		{ID: "R4.malformed", Does: "a KeyUpdate with a value that does not exist", Clause: update, kind: selfJudged, play: afterwards(func(s *stage) error {
-			return s.WriteHandshake(tls13.Message(tls13.KeyUpdate, []byte{7}))
+			if err := s.WriteHandshake(tls13.Message(tls13.KeyUpdate, []byte{7})); err != nil {
+				return err
+			}
+			return s.NextKey() // one that takes it does so too
 		})},
 		{ID: "R4.flood", Does: "1,000 KeyUpdates", kind: survive, Clause: update + "; CVE-2018-12404 class", Expect: "goes on or gives up, and comes back", play: func(s *stage) error {
 			return s.wary(func() error { return s.times(1000, func(int) error { return s.UpdateKey(false) }) })
 		}},
-		{ID: "R5.one", Does: "a NewSessionTicket", kind: survive, Clause: "RFC 9846 4.7.1", Expect: "goes on", play: tickets(1)},
-		{ID: "R5.four", Does: "4 NewSessionTickets", kind: survive, Clause: "RFC 9846 4.7.1", Expect: "goes on", play: tickets(4)},
-		{ID: "R5.flood", Does: "1,000 NewSessionTickets", kind: survive, Clause: "RFC 9846 4.7.1", Expect: "goes on or gives up, and comes back", play: tickets(1000)},
+		{ID: "R5.one", Does: "a NewSessionTicket", kind: selfJudged, Clause: "RFC 9846 4.7.1", Expect: "goes on", play: unmoved(tickets(1))},
+		{ID: "R5.four", Does: "4 NewSessionTickets", kind: selfJudged, Clause: "RFC 9846 4.7.1", Expect: "goes on", play: unmoved(tickets(4))},
+		{ID: "R5.flood", Does: "1,000 NewSessionTickets", kind: survive, Clause: "RFC 9846 4.7.1", Expect: "goes on or gives up, and comes back", play: func(s *stage) error {
+			return s.wary(func() error { return tickets(1000)(s) })
+		}},
 		{ID: "R6.hello-request", Does: "a HelloRequest of TLS 1.2 after the handshake", kind: selfJudged, Clause: "RFC 9846 4", play: afterwards(func(s *stage) error {
 			return s.WriteHandshake(tls13.Message(0, nil))
 		})},
@@ -217,7 +275,7 @@ func ticket(i int, ext []byte) []byte {
 
 func tickets(n int) func(*stage) error {
 	return func(s *stage) error {
-		return s.wary(func() error { return s.times(n, func(i int) error { return s.WriteHandshake(ticket(i, nil)) }) })
+		return s.times(n, func(i int) error { return s.WriteHandshake(ticket(i, nil)) })
 	}
 }
 
@@ -233,14 +291,12 @@ func postHandshake(s *stage) error {
 		return err
 	}
 	body := []byte{4, 1, 2, 3, 4, 0, 8, 0, 13, 0, 4, 0, 2, 4, 3}
-	if err := s.WriteHandshake(tls13.Message(tls13.CertificateRequest, body)); err != nil {
-		return err
-	}
-	s.Drain(s.limit)
-	if s.gave() {
-		return s.settle(Pass, "it ended the connection: %s", s.Seen.EndText())
-	}
-	return s.settle(Fail, "it went on: %s", s.Seen.EndText())
+	return s.provoke(func(s *stage) error {
+		if err := s.WriteHandshake(tls13.Message(tls13.CertificateRequest, body)); err != nil {
+			return err
+		}
+		return s.send(&mqtt.Connack{})
+	})
 }
 
 // flights are the points at which a server can fall silent or go.

@@ -35,8 +35,11 @@ func groupRequest(group uint16) []tls13.Extension {
 func answered(s *stage, h *tls13.Hello) error {
 	s.note = "it sent a second ClientHello"
 	v := s.server()
-	v.Suite = 0
-	return s.lureFrom(v, h)
+	err := s.lureFrom(v, h)
+	if err != nil && s.leaked() == "" {
+		return s.settle(Fail, "it obeyed with a second ClientHello, which led nowhere: %v", err)
+	}
+	return err
 }
 
 // retry asks for a group.

@@ -178,6 +178,11 @@ func (r *run) play(ctx context.Context, c *Case, res *Result) {
 	}
 	res.Verdict, res.Why = judge(c, s, r.o)
 	res.Evidence = s.evidence()
+	if s.gave() && res.Verdict != Fail {
+		if sig := a.crashed(); sig != "" {
+			res.Verdict, res.Why = Fail, "it crashed: "+sig
+		}
+	}
 	if c.kind == probeOnly {
 		r.learn(s)
 	}

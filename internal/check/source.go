@@ -161,6 +161,35 @@ func (a *attempt) end() string {
 	return a.out.String()
 }
 
+// crashed names the signal that a command died of, "" when it ended otherwise or goes
+// on. Its last words on the wire come a moment before its end.
+func (a *attempt) crashed() string {
+	if a.exited == nil {
+		return ""
+	}
+	select {
+	case <-a.exited:
+	case <-time.After(lastWords):
+		return ""
+	}
+	w, ok := a.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if !ok {
+		return ""
+	}
+	sig := w.Signal()
+	if !w.Signaled() {
+		sig = syscall.Signal(w.ExitStatus() - 128) // what a shell says of its child
+	}
+	switch sig {
+	case syscall.SIGSEGV, syscall.SIGABRT, syscall.SIGBUS, syscall.SIGILL, syscall.SIGFPE, syscall.SIGTRAP, syscall.SIGSYS:
+		return sig.String()
+	}
+	return ""
+}
+
+// lastWords is how long a command may take to be gone after its connection.
+const lastWords = 100 * time.Millisecond
+
 // tail keeps the last of what a command prints.
 type tail struct {
 	mu sync.Mutex

@@ -243,6 +243,8 @@ func (s *stage) leaked() string {
 	switch {
 	case s.Seen.AppBytes > 0:
 		return fmt.Sprintf("%d bytes of application data", s.Seen.AppBytes)
+	case s.Seen.Foreign > 0:
+		return fmt.Sprintf("%d bytes under keys of its own", s.Seen.Foreign)
 	case s.Seen.Finished:
 		return "its Finished"
 	case s.Seen.Certificate:

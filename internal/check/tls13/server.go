@@ -55,6 +55,9 @@ type Server struct {
 	Retry func(c *Conn, h *Hello) (*Hello, error)
 	// Sign makes the body of CertificateVerify in place of the right one. May be nil.
 	Sign func(content []byte) (scheme uint16, signature []byte, err error)
+	// Shared is the secret to go on with in place of the agreed one, as a client computes
+	// it that took a spoilt key share. nil: the agreed one.
+	Shared []byte
 }
 
 // Peer is what the server knows of the client after the handshake.
@@ -176,10 +179,10 @@ func (s *Server) hello(c *Conn, p *Peer) error {
 	if err := s.say(c, ServerHello, h.message()); err != nil {
 		return err
 	}
-	return c.startServer(p, curve, mine)
+	return s.start(c, p, curve, mine)
 }
 
-func (c *Conn) startServer(p *Peer, curve ecdh.Curve, mine *ecdh.PrivateKey) error {
+func (s *Server) start(c *Conn, p *Peer, curve ecdh.Curve, mine *ecdh.PrivateKey) error {
 	theirs, err := curve.NewPublicKey(p.Hello.Shares[p.Group])
 	if err != nil {
 		return fmt.Errorf("the client's key share: %w", err)
@@ -187,6 +190,9 @@ func (c *Conn) startServer(p *Peer, curve ecdh.Curve, mine *ecdh.PrivateKey) err
 	shared, err := mine.ECDH(theirs)
 	if err != nil {
 		return err
+	}
+	if s.Shared != nil {
+		shared = s.Shared
 	}
 	suite, err := SuiteOf(p.Suite)
 	if err != nil {

@@ -90,6 +90,8 @@ type Seen struct {
 	Verify      bool // CertificateVerify
 	Finished    bool
 	AppBytes    int // plaintext bytes of application data
+	Foreign     int // bytes of protected records under keys that are not ours, alerts left out
+	Later       int // handshake messages after the handshake that are no KeyUpdate
 	Alert       *Alert
 	End         error // why reading ended; nil while it goes on
 }
@@ -99,6 +101,8 @@ func (s *Seen) Farthest() string {
 	switch {
 	case s.AppBytes > 0:
 		return "application data"
+	case s.Foreign > 0:
+		return "records under keys of its own"
 	case s.Finished:
 		return "Finished"
 	case s.Verify:
@@ -270,8 +274,16 @@ func (c *Conn) record() (kind byte, content []byte, err error) {
 		c.Seen.Alert = &Alert{Level: body[0], Code: body[1]}
 		return 0, nil, fmt.Errorf("%w: %s", ErrAlert, alertName(body[1]))
 	}
-	return c.in.open(body)
+	kind, content, err = c.in.open(body)
+	if errors.Is(err, errTag) && n > sealedAlert {
+		c.Seen.Foreign += n
+	}
+	return kind, content, err
 }
+
+// sealedAlert is the length of a protected alert: two bytes, the type, the tag. A peer
+// that cannot follow sends one under whatever keys it has.
+const sealedAlert = 2 + 1 + 16
 
 // ReadMessage reads one handshake message, which is not counted into the transcript.
 // Any other content in between is an error.
@@ -344,6 +356,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 // afterwards obeys a message that came after the handshake.
 func (c *Conn) afterwards(b []byte) error {
 	if len(b) != 5 || b[0] != KeyUpdate {
+		c.Seen.Later++
 		return nil // a ticket: nothing is resumed here
 	}
 	next, err := c.in.next()
@@ -366,6 +379,11 @@ func (c *Conn) UpdateKey(request bool) error {
 	if err := c.WriteHandshake(Message(KeyUpdate, []byte{b})); err != nil {
 		return err
 	}
+	return c.NextKey()
+}
+
+// NextKey goes on with the next sending key, without a word to the peer.
+func (c *Conn) NextKey() error {
 	next, err := c.out.next()
 	c.out = next
 	return err
