@@ -394,6 +394,19 @@ const kicks = 5
 
 // backoff throws the client out and measures how long it takes to come back.
 func backoff(kick func(s *stage, n int) error) func(*stage) error {
+	return waitsAfter(func(s *stage, n int) error {
+		if err := s.shake(s.server()); err != nil {
+			return err
+		}
+		if err := s.hear(); err != nil {
+			return err
+		}
+		return kick(s, n)
+	})
+}
+
+// waitsAfter measures the pauses after connections that end as throwOut ends them.
+func waitsAfter(throwOut func(s *stage, n int) error) func(*stage) error {
 	return func(s *stage) error {
 		var waits []time.Duration
 		cur, left := s, time.Time{}
@@ -405,13 +418,7 @@ func backoff(kick func(s *stage, n int) error) func(*stage) error {
 				}
 				waits, cur = append(waits, time.Since(left)), next
 			}
-			if err := cur.shake(cur.server()); err != nil {
-				return err
-			}
-			if err := cur.hear(); err != nil {
-				return err
-			}
-			if err := kick(cur, n); err != nil {
+			if err := throwOut(cur, n); err != nil {
 				return err
 			}
 			cur.Raw.Close()
