@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"strings"
 	"time"
 
@@ -74,6 +75,9 @@ func malformedPlay(first, later []byte) func(*stage) error {
 // closes judges whether the client ended the connection.
 func (s *stage) closes(limit time.Duration) error {
 	err := s.attend(limit, nil)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		s.Drain(limit) // it may have gone while it was written to
+	}
 	switch {
 	case s.did.bye:
 		return s.settle(Pass, "it said goodbye")
