@@ -155,9 +155,17 @@ type section struct {
 	Results []Result
 }
 
-func (r *Report) sections() (list []section) {
-	for _, s := range []section{{Fail, "FAIL: to be mended", nil}, {Inconclusive, "Inconclusive: to be tried again", nil},
-		{Warn, "Warn: to be known", nil}, {Pass, "Pass", nil}, {NotApplicable, "Not applicable", nil}} {
+// open is what needs attention, closed all else.
+func (r *Report) open() []section {
+	return r.sections([]section{{Fail, "FAIL: to be mended", nil}, {Inconclusive, "Inconclusive: to be tried again", nil}, {Warn, "Warn: to be known", nil}})
+}
+
+func (r *Report) closed() []section {
+	return r.sections([]section{{Pass, "Pass", nil}, {NotApplicable, "Not applicable", nil}})
+}
+
+func (r *Report) sections(of []section) (list []section) {
+	for _, s := range of {
 		for _, x := range r.Results {
 			if x.Verdict == s.Verdict {
 				s.Results = append(s.Results, x)
@@ -190,7 +198,8 @@ func (r *Report) WriteHTML(w io.Writer) error {
 		Summary   string
 		Mapped    []mapped
 		Timelines []timeline
-		Sections  []section
+		Open      []section
+		Closed    []section
 		Order     []Verdict
-	}{r, r.Counts(), r.worst(), r.summary(), r.mapped(), r.timelines(), r.sections(), []Verdict{Fail, Inconclusive, Warn, Pass, NotApplicable}})
+	}{r, r.Counts(), r.worst(), r.summary(), r.mapped(), r.timelines(), r.open(), r.closed(), []Verdict{Fail, Inconclusive, Warn, Pass, NotApplicable}})
 }
