@@ -46,7 +46,7 @@ func publish(host, port, cafile, certFile, keyFile string) error {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
 		return err
 	}
 	for _, step := range []struct {
