@@ -76,6 +76,40 @@ func TestQuestionsNameRealTests(t *testing.T) {
 	}
 }
 
+// TestCheckResultsAreExplained: what FAILs in the tables of docs/check-results.md is spoken
+// of below them, and every case named there exists.
+func TestCheckResultsAreExplained(t *testing.T) {
+	text, err := os.ReadFile("../../docs/check-results.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables, explained, ok := strings.Cut(string(text), "<!-- /results -->")
+	if !ok {
+		t.Fatal("the page has no results")
+	}
+	there := map[string]bool{}
+	for _, c := range check.DeviceCases() {
+		there[c.ID] = true
+	}
+	rows := regexp.MustCompile(`(?m)^\| ([A-Z][0-9]+\.[a-z0-9-]+) \|(.*)$`).FindAllStringSubmatch(tables, -1)
+	for _, row := range rows {
+		if !there[row[1]] {
+			t.Errorf("there is no case %s", row[1])
+		}
+		if strings.Contains(row[2], "FAIL") && !strings.Contains(explained, "`"+row[1]+"`") {
+			t.Errorf("%s is not explained", row[1])
+		}
+	}
+	for _, m := range regexp.MustCompile("`([A-Z][0-9]+\\.[a-z0-9-]+)`").FindAllStringSubmatch(explained, -1) {
+		if !there[m[1]] {
+			t.Errorf("there is no case %s", m[1])
+		}
+	}
+	if len(rows) < 10 {
+		t.Errorf("%d rows", len(rows))
+	}
+}
+
 // TestOneCurveOfManyNames: openssl lists P-256 as prime256v1, takes secp256r1 and P-256
 // for the same, and the keys are what Hawser takes.
 func TestOneCurveOfManyNames(t *testing.T) {
