@@ -3,8 +3,10 @@ package check
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -14,9 +16,9 @@ import (
 
 // real is a broker of the world w as the standard library makes one: it answers whatever
 // comes first with a CONNACK, and reads on.
-func real(t *testing.T, w *World) string {
+func real(t *testing.T, w *World, auth tls.ClientAuthType) string {
 	t.Helper()
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{ClientAuth: tls.RequestClientCert,
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{ClientAuth: auth,
 		Certificates: []tls.Certificate{{Certificate: w.broker, PrivateKey: w.brokerKey}}})
 	if err != nil {
 		t.Fatal(err)
@@ -51,7 +53,7 @@ func answerAll(c net.Conn) {
 }
 
 // field runs cases against a client whose roots no key is at hand for.
-func field(t *testing.T, client string, ids ...string) map[string]Result {
+func field(t *testing.T, auth tls.ClientAuthType, client string, ids ...string) map[string]Result {
 	t.Helper()
 	w, err := NewWorld("localhost")
 	if err != nil {
@@ -65,7 +67,7 @@ func field(t *testing.T, client string, ids ...string) map[string]Result {
 	if err != nil {
 		t.Fatal(err)
 	}
-	copied, err := OpenField(t.Context(), real(t, w), "localhost", roots)
+	copied, err := OpenField(t.Context(), real(t, w, auth), "localhost", roots)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +75,7 @@ func field(t *testing.T, client string, ids ...string) map[string]Result {
 		t.Fatal("a key of the real world is in the copy")
 	}
 	rep, err := Device(context.Background(), DeviceOptions{World: copied, Host: "localhost", Profile: General, Only: ids, Parallel: 4,
-		Wait: 20 * time.Second, Step: 8 * time.Second, Patience: time.Second, Exec: strings.ReplaceAll(client, "DIR", dir)})
+		Wait: 20 * time.Second, Step: 4 * time.Second, Patience: time.Second, Exec: strings.ReplaceAll(client, "DIR", dir)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +94,7 @@ func TestField(t *testing.T) {
 	if _, err := exec.LookPath("mosquitto_pub"); err != nil {
 		t.Skip("mosquitto_pub is not installed: the field cases are not shown on it")
 	}
-	got := field(t, "exec mosquitto_pub -h {host} -p {port} --cafile DIR/ca.crt --cert DIR/device.crt --key DIR/device.key -t t -m x",
+	got := field(t, tls.RequestClientCert, "exec mosquitto_pub -h {host} -p {port} --cafile DIR/ca.crt --cert DIR/device.crt --key DIR/device.key -t t -m x",
 		"X1", "X2", "H1", "H3.draft", "H3.sentinel", "H6", "H7.hello", "R7.rst-hello", "M7.cut")
 	for id, x := range got {
 		want := Pass
@@ -122,7 +124,7 @@ func TestFieldFindsTheCareless(t *testing.T) {
 		t.Skip("openssl is not installed: no careless client")
 	}
 	connect := `printf "\020\020\000\004MQTT\004\002\000\074\000\004test"`
-	got := field(t, connect+" | openssl s_client -quiet -connect localhost:{port} -servername {host} -cert DIR/device.crt -key DIR/device.key",
+	got := field(t, tls.RequestClientCert, connect+" | openssl s_client -quiet -connect localhost:{port} -servername {host} -cert DIR/device.crt -key DIR/device.key",
 		"X1", "X2", "H1.bad")
 	for id, x := range got {
 		want := Fail
@@ -132,6 +134,64 @@ func TestFieldFindsTheCareless(t *testing.T) {
 		if x.Verdict != want {
 			t.Errorf("%s: %s, want %s: %s", id, x.Verdict, want, x.Why)
 		}
+	}
+}
+
+// TestFieldWhomTheRealBrokerRefuses: an alert under keys is no answer. Nothing else is
+// judged of a client that does not reach its own broker.
+func TestFieldWhomTheRealBrokerRefuses(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Skip("openssl is not installed: no client without a certificate")
+	}
+	got := field(t, tls.RequireAnyClientCert, "openssl s_client -quiet -connect localhost:{port} -servername {host}", "X1.unknown-ca")
+	if got["A1.relay"].Verdict != Fail || got["X1.unknown-ca"].Verdict != Inconclusive {
+		t.Errorf("%s: %s; %s", got["A1.relay"].Verdict, got["A1.relay"].Why, got["X1.unknown-ca"].Verdict)
+	}
+}
+
+// TestFieldTakesNoKey: whatever file is named as the roots, a key in it is refused.
+func TestFieldTakesNoKey(t *testing.T) {
+	w, err := NewWorld("localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "world")
+	if err := w.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	key, err := os.ReadFile(filepath.Join(dir, fileRootA))
+	if err != nil {
+		t.Fatal(err)
+	}
+	certs, err := os.ReadFile(filepath.Join(dir, fileRoots))
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := filepath.Join(dir, "both")
+	if err := os.WriteFile(both, append(certs, key...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{both: "never a key", filepath.Join(dir, fileRootA): "never a key", filepath.Join(dir, fileDomain): "no certificate"} {
+		if _, err := LoadRoots(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// TestFieldWantsTheRootsOfThisBroker: roots that have not signed what the real broker shows
+// would make a twin of nobody.
+func TestFieldWantsTheRootsOfThisBroker(t *testing.T) {
+	w, err := NewWorld("localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := x509.ParseCertificate(w.rootB.der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenField(t.Context(), real(t, w, tls.NoClientCert), "localhost", []*x509.Certificate{other}); err == nil {
+		t.Error("the standby root was taken for the signer")
 	}
 }
 

@@ -52,7 +52,7 @@ func TestCheckInTheField(t *testing.T) {
 	s := f.serve()
 	exec := fmt.Sprintf("exec %s {host} {port} %[2]s/ca.crt %[2]s/device.crt %[2]s/device.key", kitClient(t), dir)
 	r := run(t, hawser, "check", "device", "--field", "--upstream", "localhost:"+s.port(), "--cafile", filepath.Join(dir, "ca.crt"),
-		"--exec", exec, "--only", "X1,X2,H1.bad,H3,H6,R7.rst-hello,M7.cut", "--step", "10s", "--json")
+		"--exec", exec, "--only", "X1,X2,H1.bad,H3,H6,R7.rst-hello,M7.cut", "--step", "6s", "--json")
 	list, last := outcomes(t, r.stdout)
 	if r.code != 0 || !last.OK || last.Upstream != "localhost:"+s.port() || len(list) < 20 {
 		t.Errorf("exit code %d, %d cases, %+v: %s", r.code, len(list), last, r.stderr)
