@@ -104,12 +104,14 @@ func (a *app) runDevice(ctx context.Context, o *check.DeviceOptions, w *worldOpt
 	if o.Host == "" {
 		o.Host = w.domain
 	}
-	switch {
-	case o.Exec != "" || a.json:
-	case w.field:
-		a.note("waiting for the device on %s; its real broker is %s", o.Listen, w.upstream)
-	default:
-		a.note("waiting for the device on %s; its roots are %s", o.Listen, filepath.Join(o.Dir, "ca.crt"))
+	o.Listening = func(addr string) {
+		switch {
+		case a.json:
+		case w.field:
+			a.note("waiting for the device on %s; its real broker is %s", addr, w.upstream)
+		default:
+			a.note("waiting for the device on %s; its roots are %s", addr, filepath.Join(o.Dir, "ca.crt"))
+		}
 	}
 	o.Told = a.live()
 	rep, err := check.Device(ctx, *o)

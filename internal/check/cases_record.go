@@ -25,7 +25,7 @@ const recordClause = "RFC 9846 5.1"
 func recordCases() []Case {
 	cases := []Case{
 		{ID: "R1.bytes", Does: "an honest broker that sends one byte per TCP segment", kind: accept, Expect: "connects", play: func(s *stage) error {
-			s.Cut = eachByte
+			s.Cut, s.Pause = eachByte, time.Millisecond
 			return s.welcome()
 		}},
 		{ID: "R1.fragments", Does: "an honest handshake in fragments of one byte", kind: accept, Expect: "connects", play: func(s *stage) error {
@@ -428,7 +428,7 @@ func bait(ext []byte) func(*stage) error {
 		s.Raw.Close()
 		next, err := s.again(s.ctx)
 		if err != nil {
-			return s.settle(Inconclusive, "it did not come back: %v", err)
+			return s.absent(err)
 		}
 		defer next.Raw.Close()
 		h, err := next.ReadHello()

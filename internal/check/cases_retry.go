@@ -71,7 +71,10 @@ func retryNothing(s *stage) error {
 	if err != nil {
 		return err
 	}
-	for g := range h.Shares { // one that it has sent already
+	for _, g := range h.Groups { // the first that it has sent a share of
+		if h.Shares[g] == nil {
+			continue
+		}
 		second, err := retryRequest(s.Conn, h, suite, groupRequest(g))
 		if err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"hawser/internal/check/tls13"
+	"hawser/internal/mqtt"
 )
 
 // Profile says what a client is held against.
@@ -39,6 +40,9 @@ type DeviceOptions struct {
 	Parallel int      // cases at the same time; only with Exec
 	Only     []string // ids or groups; nil: all
 
+	// Listening is told where the device has to connect to. May be nil.
+	Listening func(addr string)
+
 	// Told is called after each case, from several goroutines one after the other.
 	Told func(done, all int, r *Result)
 }
@@ -61,6 +65,9 @@ func Device(ctx context.Context, o DeviceOptions) (*Report, error) {
 		return nil, err
 	}
 	defer src.close()
+	if o.Listening != nil && src.listen != nil {
+		o.Listening(src.listen.Addr().String())
+	}
 	r := &run{o: &o, src: src, all: len(cases), report: &Report{Kind: "device", Target: src.target(), Profile: string(o.Profile), Upstream: o.World.upstream, Began: time.Now()}}
 	ok := true
 	for i := range honest {
@@ -225,7 +232,7 @@ func (r *run) stage(ctx context.Context, a *attempt) (*stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{Conn: &tls13.Conn{Raw: raw}, w: r.o.World, limit: r.o.Step, ctx: ctx, features: r.o.Features, noClock: r.o.NoClock, profile: r.o.Profile}
+	s := &stage{Conn: &tls13.Conn{Raw: raw}, w: r.o.World, limit: r.o.Step, patience: r.o.Patience, ctx: ctx, features: r.o.Features, noClock: r.o.NoClock, profile: r.o.Profile}
 	s.again = func(ctx context.Context) (*stage, error) {
 		next, err := r.stage(ctx, a)
 		if err == nil {
@@ -252,7 +259,7 @@ func (r *run) recover(ctx context.Context, res *Result) {
 			err = s.honest()
 			ok = s.connect != nil || s.relayed
 			if s.connect != nil {
-				_ = s.attend(r.o.Step/4, nil) // what it does afterwards is not looked at
+				_ = s.attend(r.o.Step/20, func(mqtt.Header) bool { return true }) // it is let in, no more is looked at
 			}
 			s.Raw.Close()
 			if ok {

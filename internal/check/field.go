@@ -24,7 +24,7 @@ import (
 // its certificate to any stranger. roots are the pinned ones where they are at hand:
 // certificates, never keys.
 func OpenField(ctx context.Context, upstream, name string, roots []*x509.Certificate) (*World, error) {
-	chain, err := shown(ctx, upstream, name)
+	chain, err := chainOfServer(ctx, upstream, name)
 	if err != nil {
 		return nil, err
 	}
@@ -49,9 +49,9 @@ func OpenField(ctx context.Context, upstream, name string, roots []*x509.Certifi
 	return w, err
 }
 
-// shown is the chain that a server shows. That it refuses a client without a certificate
+// chainOfServer is the chain that a server shows. That it refuses a client without a certificate
 // afterwards does not matter.
-func shown(ctx context.Context, upstream, name string) (chain []*x509.Certificate, err error) {
+func chainOfServer(ctx context.Context, upstream, name string) (chain []*x509.Certificate, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	d := &tls.Dialer{Config: &tls.Config{ServerName: name, InsecureSkipVerify: true, // looked at, not trusted

@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// sampleReport has a result for each case, of every verdict, with a hostile client's
+// fullReport has a result for each case, of every verdict, with a hostile client's
 // output in it.
-func sampleReport() *Report {
+func fullReport() *Report {
 	r := &Report{Kind: "device", Target: "client '<b>' & co", Profile: string(MCU), Began: time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC), Image: strings.Repeat("ab", 32)}
 	r.Ended = r.Began.Add(83 * time.Second)
 	verdicts := []Verdict{Pass, Pass, Pass, Fail, Pass, Warn, Pass, NotApplicable, Pass, Pass, Inconclusive, Pass}
@@ -83,7 +83,7 @@ func browse(t *testing.T, page string) (dom, console string, requests []string) 
 // page asks nobody for anything.
 func TestPageInABrowser(t *testing.T) {
 	t.Parallel()
-	r := sampleReport()
+	r := fullReport()
 	dom, console, requests := browse(t, pageOf(t, r))
 	if console != "" {
 		t.Errorf("console: %s", console)
@@ -113,7 +113,7 @@ func TestPageInABrowser(t *testing.T) {
 
 // TestPageBeginsWithWhatFails needs no browser.
 func TestPageBeginsWithWhatFails(t *testing.T) {
-	r := sampleReport()
+	r := fullReport()
 	text := pageOf(t, r)
 	last := -1
 	for _, title := range []string{`id="outcome"`, "FAIL: to be mended", "Inconclusive: to be tried again", "Warn: to be known", ">Pass (", "Not applicable"} {
@@ -142,10 +142,10 @@ func TestPageBeginsWithWhatFails(t *testing.T) {
 	}
 }
 
-// TestJUnit: the file is read back as a CI system reads it, and the numbers at its head
+// TestJUnitOfEveryCase: the file is read back as a CI system reads it, and the numbers at its head
 // are those of its cases.
-func TestJUnit(t *testing.T) {
-	r := sampleReport()
+func TestJUnitOfEveryCase(t *testing.T) {
+	r := fullReport()
 	var b bytes.Buffer
 	if err := r.WriteJUnit(&b); err != nil {
 		t.Fatal(err)

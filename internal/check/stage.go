@@ -23,6 +23,8 @@ type stage struct {
 	p     *tls13.Peer   // after the handshake
 	limit time.Duration // how long the client may take for one step
 
+	patience time.Duration // how long silence lasts where silence is the provocation
+
 	data  []byte // application data read and not used
 	first []byte // the first of it
 
@@ -150,6 +152,7 @@ func (s *stage) attend(d time.Duration, stop func(h mqtt.Header) bool) error {
 			return err
 		}
 		if err := s.answer(h, body); err != nil {
+			s.Drain(d) // it may have gone: what it said last is still to be read
 			return err
 		}
 		if s.did.bye || stop != nil && stop(h) {

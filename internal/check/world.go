@@ -231,7 +231,7 @@ func LoadWorld(dir string) (*World, error) {
 // OpenWorld is LoadWorld, or makes a new world in dir where there is none.
 func OpenWorld(dir, domain string) (*World, error) {
 	w, err := LoadWorld(dir)
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, e := os.Stat(filepath.Join(dir, fileDomain)); errors.Is(e, fs.ErrNotExist) {
 		if w, err = NewWorld(domain); err == nil {
 			err = w.Save(dir)
 		}

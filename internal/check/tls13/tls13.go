@@ -139,6 +139,9 @@ type Conn struct {
 
 	// Cut cuts what is written into TCP writes; nil writes each record whole.
 	Cut func(record []byte) [][]byte
+	// Pause is how long to wait before each of the first parts of a record, which hold its
+	// header: without it the network puts them together again.
+	Pause time.Duration
 	// Fragment is how many bytes of handshake data go into one record; 0 is as many as fit.
 	Fragment int
 	// Padding is how many zeros follow the content of each protected record (RFC 9846 5.4).
@@ -166,7 +169,10 @@ func (c *Conn) WriteRaw(b []byte) error {
 	if c.Cut != nil {
 		parts = c.Cut(b)
 	}
-	for _, p := range parts {
+	for i, p := range parts {
+		if c.Pause > 0 && i > 0 && i < 8 {
+			time.Sleep(c.Pause)
+		}
 		if _, err := c.Raw.Write(p); err != nil {
 			return err
 		}
