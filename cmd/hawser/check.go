@@ -276,6 +276,19 @@ type listed struct {
 	Field   string `json:"field,omitempty"` // for a device in the field: yes, or only there
 }
 
+// inField says in words whether a case is tried on a device that keeps its real roots.
+func (c *listed) inField() string {
+	switch {
+	case c.Against != "device":
+		return ""
+	case c.Field == "":
+		return "no: it needs a certificate that the device's roots have signed"
+	case c.Field == "only":
+		return "only there (--field)"
+	}
+	return "yes (--field)"
+}
+
 func listedCases() (list []listed) {
 	desk := map[string]bool{}
 	for _, c := range check.DeviceCases() {
@@ -351,7 +364,7 @@ correct peer does, what the case needs of it, and the clause or the CVE behind i
 					if i > 0 {
 						a.say("")
 					}
-					a.fields("id", c.ID, "against", "a "+c.Against, "does", c.Does, "expected", c.Expect, "needs", c.Needs, "in the field", c.Field, "from", c.Clause)
+					a.fields("id", c.ID, "against", "a "+c.Against, "does", c.Does, "expected", c.Expect, "needs", c.Needs, "in the field", c.inField(), "from", c.Clause)
 				}
 			})
 		},

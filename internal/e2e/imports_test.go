@@ -33,20 +33,22 @@ func imports(t *testing.T, pkg string, args ...string) (ours, theirs []string) {
 func TestImports(t *testing.T) {
 	const leaves = "internal/identity internal/durable internal/mqtt "
 	for pkg, may := range map[string]string{ // what each may need, directly or not
-		"internal/identity": "",
-		"internal/durable":  "",
-		"internal/mqtt":     "",
-		"internal/message":  "",
-		"internal/config":   "",
-		"internal/registry": leaves,
-		"internal/msglog":   leaves,
-		"internal/pki":      leaves,
-		"internal/broker":   leaves + "internal/msglog internal/registry",
-		"internal/command":  leaves + "internal/message internal/registry",
-		"internal/fleet":    leaves + "internal/config internal/factory internal/pki",
-		"internal/factory":  leaves + "internal/pki",
-		"internal/admin":    leaves,
-		"device":            leaves + "internal/message",
+		"internal/identity":    "",
+		"internal/durable":     "",
+		"internal/mqtt":        "",
+		"internal/message":     "",
+		"internal/config":      "",
+		"internal/registry":    leaves,
+		"internal/msglog":      leaves,
+		"internal/pki":         leaves,
+		"internal/broker":      leaves + "internal/msglog internal/registry",
+		"internal/command":     leaves + "internal/message internal/registry",
+		"internal/fleet":       leaves + "internal/config internal/factory internal/pki",
+		"internal/factory":     leaves + "internal/pki",
+		"internal/admin":       leaves,
+		"device":               leaves + "internal/message",
+		"internal/check/tls13": "",
+		"internal/check":       leaves + "internal/check/tls13 internal/pki",
 	} {
 		ours, _ := imports(t, "hawser/"+pkg, "-deps")
 		for _, p := range ours {
