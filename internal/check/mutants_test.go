@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -14,10 +15,15 @@ import (
 // a client of Go's crypto/tls whose name begins with "go". killers says which of them a
 // case must turn red, separated by spaces.
 func killers() map[string]string {
-	return map[string]string{
-		"A1.honest": "root-b-only",
-		"A2.name":   "wrong-sni",
+	all := map[string]string{}
+	for _, part := range []map[string]string{certificateKillers(), helloKillers(), recordKillers(), packetKillers()} {
+		maps.Copy(all, part)
+	}
+	return all
+}
 
+func certificateKillers() map[string]string {
+	return map[string]string{
 		"X1.unknown-ca":            "partial-chain no-trust go-insecure go-name-not-chain",
 		"X1.self-signed":           "self-signed no-trust go-insecure",
 		"X1.other-key":             "no-verify",
@@ -66,7 +72,16 @@ func killers() map[string]string {
 		"X13.huge":                 "long-chain no-trust",
 		"X13.deep":                 "any-depth go",
 		"X13.larger":               "small-buffer",
+		"C1.stale-root":            "sent-root no-trust go-insecure",
+		"C1.standby-root":          "root-a-only",
+		"C2.early-data":            "early-data",
+		"C2.psk-chosen":            "unsolicited-psk",
+		"C2.early-accepted":        "unsolicited-early",
+	}
+}
 
+func helloKillers() map[string]string {
+	return map[string]string{
 		"H1.bad":               "no-verify",
 		"H1.empty":             "empty-signature no-verify",
 		"H1.zero":              "zero-signature no-verify",
@@ -114,7 +129,11 @@ func killers() map[string]string {
 		"H9.connack":           "plain-fallback",
 		"H9.http":              "plain-fallback",
 		"H9.noise":             "plain-fallback",
+	}
+}
 
+func recordKillers() map[string]string {
+	return map[string]string{
 		"R1.bytes":               "one-read",
 		"R1.fragments":           "one-record-message",
 		"R1.padding":             "no-padding",
@@ -152,7 +171,13 @@ func killers() map[string]string {
 		"R7.fin-certificate":     "no-retry",
 		"R7.fin-finished":        "no-retry",
 		"R7.half-open":           "ignores-end",
+	}
+}
 
+func packetKillers() map[string]string {
+	return map[string]string{
+		"A1.honest":        "root-b-only",
+		"A2.name":          "wrong-sni",
 		"M1.type":          "type-crash",
 		"M1.flags":         "flags-crash",
 		"M1.qos3":          "qos-crash",
@@ -184,12 +209,6 @@ func killers() map[string]string {
 		"M8.no-puback":     "waits-puback waits-for-ever",
 		"M8.no-suback":     "waits-suback waits-for-ever",
 		"M8.no-pingresp":   "waits-pingresp waits-for-ever",
-
-		"C1.stale-root":     "sent-root no-trust go-insecure",
-		"C1.standby-root":   "root-a-only",
-		"C2.early-data":     "early-data",
-		"C2.psk-chosen":     "unsolicited-psk",
-		"C2.early-accepted": "unsolicited-early",
 	}
 }
 

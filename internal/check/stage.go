@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"time"
 
 	"hawser/internal/check/tls13"
@@ -230,9 +229,6 @@ func (s *stage) subscribed(h mqtt.Header, body []byte) error {
 	}
 	return s.send(a)
 }
-
-// has reports whether the client was declared, or seen, to do something.
-func (s *stage) has(feature string) bool { return slices.Contains(s.features, feature) }
 
 // evidence is what there is to show of this connection.
 func (s *stage) evidence() Evidence {
