@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -121,8 +119,8 @@ func firstFail(rep *check.Report) string {
 
 func (a *app) checkDevice() *cobra.Command {
 	o := check.DeviceOptions{}
-	var profile, world, domain, features string
-	var throwaway bool
+	var profile, features string
+	var w worldOptions
 	var out reports
 	cmd := &cobra.Command{
 		Use:   "device [--exec COMMAND]",
@@ -144,11 +142,19 @@ With --profile general what is legitimate for other clients (TLS 1.2, RSA, P-384
 suites) is a warn.
 
 What the device does (subscribe, qos1, stays) is found out by the honest cases, or is
-declared by --features; cases that need what it does not do are n/a.`,
+declared by --features; cases that need what it does not do are n/a.
+
+--field --upstream HOST:PORT is for a device that has its real roots and cannot get
+others: its honest broker is the real one, to which TCP is relayed unchanged, and only
+those cases are tried that need no signature by its roots ("check list" tells which). Make
+the device's broker name lead to --listen. --cafile gives the twin its root's exact name
+and key id; it holds certificates, never keys.`,
 		Example: `  hawser check device --profile general --exec \
-    'mosquitto_pub -h {host} -p {port} --cafile {cafile} --cert {cert} --key {key} -t t -m x'
+  'mosquitto_pub -h {host} -p {port} --cafile {cafile} --cert {cert} --key {key} -t t -m x'
   hawser check device --listen 0.0.0.0:8883 --world desk --domain mqtt.example.com \
     --reset 'uhubctl -a cycle -p 2' --html report.html
+  hawser check device --field --upstream 192.0.2.7:8883 --domain mqtt.example.com \
+    --listen 0.0.0.0:8883 --cafile ca.crt
   hawser check device --only X1,H1 --exec './client {port}' --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -156,13 +162,13 @@ declared by --features; cases that need what it does not do are n/a.`,
 			if o.Profile, err = profileArg(cmd, profile); err != nil {
 				return err
 			}
-			if throwaway && world != "" {
-				return usagef(cmd, "--throwaway and --world exclude each other")
+			if err := w.check(cmd, &o); err != nil {
+				return err
 			}
 			if features != "" {
 				o.Features = strings.Split(features, ",")
 			}
-			return a.runDevice(cmd.Context(), &o, world, domain, &out)
+			return a.runDevice(cmd.Context(), &o, &w, &out)
 		},
 	}
 	f := cmd.Flags()
@@ -170,10 +176,7 @@ declared by --features; cases that need what it does not do are n/a.`,
 	f.StringVar(&o.Reset, "reset", "", "command that makes the device connect again")
 	f.StringVar(&o.Listen, "listen", "127.0.0.1:8883", "where the device connects to, without --exec")
 	f.StringVar(&profile, "profile", string(check.MCU), "what it is held against: mcu or general")
-	f.BoolVar(&throwaway, "throwaway", false, "make a world for this run alone (the default)")
-	f.StringVar(&world, "world", "", "directory of a world that is kept")
-	f.StringVar(&domain, "domain", "localhost", "the name that the client believes it talks to")
-	f.StringVar(&domain, "sni", "localhost", "the same as --domain")
+	w.flags(f)
 	f.StringVar(&o.Host, "host", "", "what {host} stands for (default: the domain)")
 	f.BoolVar(&o.NoClock, "no-clock", false, "the device has no clock: dates are a warn")
 	f.StringVar(&features, "features", "", "what it does, of subscribe,qos1,stays (default: found out)")
@@ -192,46 +195,6 @@ func profileArg(cmd *cobra.Command, s string) (check.Profile, error) {
 		return p, nil
 	}
 	return "", usagef(cmd, "profile %q is not mcu or general", s)
-}
-
-func (a *app) runDevice(ctx context.Context, o *check.DeviceOptions, world, domain string, out *reports) error {
-	dir, done, err := worldDir(world)
-	if err != nil {
-		return err
-	}
-	defer done()
-	if o.World, err = check.OpenWorld(dir, domain); err != nil {
-		return err
-	}
-	if o.Dir = dir; o.Host == "" {
-		o.Host = domain
-	}
-	if !a.json {
-		o.Listening = func(addr string) { a.note("waiting for the device on %s; its roots are %s", addr, filepath.Join(dir, "ca.crt")) }
-	}
-	o.Told = a.live()
-	rep, err := check.Device(ctx, *o)
-	if err != nil {
-		return err
-	}
-	if err := rep.AddImage(out.image); err != nil {
-		return err
-	}
-	a.conclude(rep)
-	return out.write(a, rep)
-}
-
-// worldDir gives the directory of a world: the one that was named, or one that goes
-// with the run.
-func worldDir(kept string) (dir string, done func(), err error) {
-	if kept != "" {
-		return kept, func() {}, nil
-	}
-	tmp, err := os.MkdirTemp("", "hawser-check-*")
-	if err != nil {
-		return "", nil, err
-	}
-	return filepath.Join(tmp, "world"), func() { os.RemoveAll(tmp) }, nil
 }
 
 func (a *app) checkBroker() *cobra.Command {
@@ -351,14 +314,38 @@ type listed struct {
 	Expect  string `json:"expect"`
 	Clause  string `json:"clause"`
 	Needs   string `json:"needs,omitempty"`
+	Field   string `json:"field,omitempty"` // for a device in the field: yes, or only there
+}
+
+// inField says in words whether a case is tried on a device that keeps its real roots.
+func (c *listed) inField() string {
+	switch {
+	case c.Against != "device":
+		return ""
+	case c.Field == "":
+		return "no: it needs a certificate that the device's roots have signed"
+	case c.Field == "only":
+		return "only there (--field)"
+	}
+	return "yes (--field)"
 }
 
 func listedCases() (list []listed) {
+	desk := map[string]bool{}
 	for _, c := range check.DeviceCases() {
-		list = append(list, listed{"device", c.ID, c.Does, c.Expect, c.Clause, c.Needs})
+		field := ""
+		if desk[c.ID] = true; check.InField(c.ID) {
+			field = "yes"
+		}
+		list = append(list, listed{"device", c.ID, c.Does, c.Expect, c.Clause, c.Needs, field})
+	}
+	for _, c := range check.FieldCases() {
+		if !desk[c.ID] {
+			list = append(list, listed{"device", c.ID, c.Does, c.Expect, c.Clause, c.Needs, "only"})
+		}
 	}
 	for _, c := range check.BrokerCases() {
-		list = append(list, listed{"broker", c.ID, c.Does, c.Expect, c.Clause, c.Needs})
+		list = append(list, listed{"broker", c.ID, c.Does, c.Expect, c.Clause, c.Needs, ""})
 	}
 	return list
 }
@@ -367,8 +354,9 @@ func (a *app) checkList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "list the cases",
-		Long: `list names every case of "check device" and "check broker" with what is done. See
-"hawser check explain" for what a correct peer does, and why.`,
+		Long: `list names every case of "check device" and "check broker" with what is done. FIELD says
+which are also tried with --field, on a device that keeps its real roots: "yes", or "only"
+there. See "hawser check explain" for what a correct peer does, and why.`,
 		Example: `  hawser check list
   hawser check list --json`,
 		Args: cobra.NoArgs,
@@ -377,9 +365,9 @@ func (a *app) checkList() *cobra.Command {
 			return emitAll(a, list, func() {
 				var rows [][]string
 				for _, c := range list {
-					rows = append(rows, []string{c.Against, c.ID, c.Does})
+					rows = append(rows, []string{c.Against, c.ID, c.Field, c.Does})
 				}
-				a.table([]string{"AGAINST", "ID", "DOES"}, rows)
+				a.table([]string{"AGAINST", "ID", "FIELD", "DOES"}, rows)
 			})
 		},
 	}
@@ -417,42 +405,10 @@ correct peer does, what the case needs of it, and the clause or the CVE behind i
 					if i > 0 {
 						a.say("")
 					}
-					a.fields("id", c.ID, "against", "a "+c.Against, "does", c.Does, "expected", c.Expect, "needs", c.Needs, "from", c.Clause)
+					a.fields("id", c.ID, "against", "a "+c.Against, "does", c.Does, "expected", c.Expect, "needs", c.Needs, "in the field", c.inField(), "from", c.Clause)
 				}
 			})
 		},
 	}
-	return a.withJSON(cmd)
-}
-
-func (a *app) checkWorld() *cobra.Command {
-	var domain string
-	cmd := &cobra.Command{
-		Use:   "world DIR",
-		Short: "make a throw-away world to put into a test unit",
-		Long: `world writes two roots, a domain and one device's identity into DIR, for "check device
---world DIR": put ca.crt, device.crt and device.key into a test unit, whose shipping
-image then runs unchanged. For a unit that is flashed by Hawser's bench, identity.bin is
-the 128-byte identity block and trust.bin the trust region.
-
-These are keys for a desk. Never give them to a unit that goes to a customer.`,
-		Example: `  hawser check world desk --domain mqtt.example.com`,
-		Args:    cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			w, err := check.NewWorld(domain)
-			if err != nil {
-				return err
-			}
-			if err := w.Save(args[0]); err != nil {
-				return err
-			}
-			v := map[string]string{"dir": args[0], "domain": domain, "device": w.Device.String()}
-			return emitOne(a, v, func() {
-				a.say("a world for %s, with the device %s, is in %s", domain, w.Device, args[0])
-				a.say("  hawser check device --world %s --domain %s --listen 0.0.0.0:8883", args[0], domain)
-			})
-		},
-	}
-	cmd.Flags().StringVar(&domain, "domain", "localhost", "the name that the unit believes it talks to")
 	return a.withJSON(cmd)
 }

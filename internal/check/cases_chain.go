@@ -154,7 +154,7 @@ func twin(w *World) (*authority, [][]byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	ca := &authority{name: w.rootA.name, ski: w.rootA.ski, key: key}
+	ca := &authority{name: w.rootA.name, raw: w.rootA.raw, ski: w.rootA.ski, key: key}
 	return ca, nil, ca.certify(ca, nil)
 }
 

@@ -346,7 +346,7 @@ func (s *stage) unoffered(suite uint16) error {
 }
 
 func (s *stage) lureFrom(v *tls13.Server, h *tls13.Hello) error {
-	p, err := v.From(s.Conn, h)
+	p, err := s.held(v).From(s.Conn, h)
 	s.p = p
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"strings"
 	"time"
 
@@ -74,6 +75,9 @@ func malformedPlay(first, later []byte) func(*stage) error {
 // closes judges whether the client ended the connection.
 func (s *stage) closes(limit time.Duration) error {
 	err := s.attend(limit, nil)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		s.Drain(limit) // it may have gone while it was written to
+	}
 	switch {
 	case s.did.bye:
 		return s.settle(Pass, "it said goodbye")
@@ -405,6 +409,19 @@ const kicks = 5
 
 // backoff throws the client out and measures how long it takes to come back.
 func backoff(kick func(s *stage, n int) error) func(*stage) error {
+	return waitsAfter(func(s *stage, n int) error {
+		if err := s.shake(s.server()); err != nil {
+			return err
+		}
+		if err := s.hear(); err != nil {
+			return err
+		}
+		return kick(s, n)
+	})
+}
+
+// waitsAfter measures the pauses after connections that end as throwOut ends them.
+func waitsAfter(throwOut func(s *stage, n int) error) func(*stage) error {
 	return func(s *stage) error {
 		var waits []time.Duration
 		cur, left := s, time.Time{}
@@ -419,13 +436,7 @@ func backoff(kick func(s *stage, n int) error) func(*stage) error {
 				}
 				waits, cur = append(waits, time.Since(left)), next
 			}
-			if err := cur.shake(cur.server()); err != nil {
-				return err
-			}
-			if err := cur.hear(); err != nil {
-				return err
-			}
-			if err := kick(cur, n); err != nil {
+			if err := throwOut(cur, n); err != nil {
 				return err
 			}
 			cur.Raw.Close()

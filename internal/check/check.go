@@ -93,13 +93,14 @@ type Result struct {
 
 // Report is a whole run.
 type Report struct {
-	Kind    string    `json:"kind"` // device or broker
-	Target  string    `json:"target"`
-	Profile string    `json:"profile"`
-	Began   time.Time `json:"began"`
-	Ended   time.Time `json:"ended"`
-	Image   string    `json:"image,omitempty"` // SHA-256 of the firmware that was under test
-	Results []Result  `json:"results"`
+	Kind     string    `json:"kind"` // device or broker
+	Target   string    `json:"target"`
+	Profile  string    `json:"profile"`
+	Upstream string    `json:"upstream,omitempty"` // in the field: the honest broker
+	Began    time.Time `json:"began"`
+	Ended    time.Time `json:"ended"`
+	Image    string    `json:"image,omitempty"` // SHA-256 of the firmware that was under test
+	Results  []Result  `json:"results"`
 }
 
 // Counts gives how many results there are of each verdict.

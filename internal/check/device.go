@@ -50,11 +50,15 @@ type DeviceOptions struct {
 // Device runs the cases against a device. The honest ones come first; if it does not
 // pass them, the others are not judged.
 func Device(ctx context.Context, o DeviceOptions) (*Report, error) {
-	cases, err := Find(DeviceCases(), o.Only)
+	all, honest := DeviceCases(), honestCases()
+	if o.World.upstream != "" {
+		all = FieldCases()
+		honest = all[:2]
+	}
+	cases, err := Find(all, o.Only)
 	if err != nil {
 		return nil, err
 	}
-	honest := honestCases()
 	cases = slices.Concat(honest, slices.DeleteFunc(slices.Clone(cases), func(c Case) bool { return c.kind == probeOnly }))
 	src, err := newSource(&o)
 	if err != nil {
@@ -64,7 +68,7 @@ func Device(ctx context.Context, o DeviceOptions) (*Report, error) {
 	if o.Listening != nil && src.listen != nil {
 		o.Listening(src.listen.Addr().String())
 	}
-	r := &run{o: &o, src: src, all: len(cases), report: &Report{Kind: "device", Target: src.target(), Profile: string(o.Profile), Began: time.Now()}}
+	r := &run{o: &o, src: src, all: len(cases), report: &Report{Kind: "device", Target: src.target(), Profile: string(o.Profile), Upstream: o.World.upstream, Began: time.Now()}}
 	ok := true
 	for i := range honest {
 		res := r.one(ctx, &cases[i])
@@ -199,7 +203,7 @@ func (r *run) play(ctx context.Context, c *Case, res *Result) {
 func decided(c *Case, s *stage) bool {
 	switch c.kind {
 	case reject, rejectMCU, rejectDated:
-		return s.leaked() != ""
+		return s.leaked() != "" || s.took
 	case accept:
 		return s.connect != nil
 	}
@@ -228,7 +232,7 @@ func (r *run) stage(ctx context.Context, a *attempt) (*stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{Conn: &tls13.Conn{Raw: raw}, w: r.o.World, limit: r.o.Step, patience: r.o.Patience, ctx: ctx, features: r.o.Features, noClock: r.o.NoClock}
+	s := &stage{Conn: &tls13.Conn{Raw: raw}, w: r.o.World, limit: r.o.Step, patience: r.o.Patience, ctx: ctx, features: r.o.Features, noClock: r.o.NoClock, profile: r.o.Profile}
 	s.again = func(ctx context.Context) (*stage, error) {
 		next, err := r.stage(ctx, a)
 		if err == nil {
@@ -252,9 +256,9 @@ func (r *run) recover(ctx context.Context, res *Result) {
 				break
 			}
 			s.until(r.o.Step)
-			err = s.welcome()
-			ok = s.connect != nil
-			if ok {
+			err = s.honest()
+			ok = s.connect != nil || s.relayed
+			if s.connect != nil {
 				_ = s.attend(r.o.Step/20, func(mqtt.Header) bool { return true }) // it is let in, no more is looked at
 			}
 			s.Raw.Close()

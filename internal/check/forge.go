@@ -20,6 +20,7 @@ type draft struct {
 	serial    *big.Int
 	issuer    pkix.Name
 	subject   pkix.Name
+	copied    struct{ issuer, subject []byte } // DER in their place; nil: none
 	from, to  time.Time
 	spki      []byte // SubjectPublicKeyInfo, DER
 	ext       []pkix.Extension
@@ -53,12 +54,15 @@ func (d *draft) sign(key crypto.Signer) ([]byte, error) {
 	for _, n := range []struct {
 		to   *asn1.RawValue
 		name pkix.Name
-	}{{&t.Issuer, d.issuer}, {&t.Subject, d.subject}} {
-		der, err := asn1.Marshal(n.name.ToRDNSequence())
-		if err != nil {
+		der  []byte
+	}{{&t.Issuer, d.issuer, d.copied.issuer}, {&t.Subject, d.subject, d.copied.subject}} {
+		var err error
+		if n.to.FullBytes = n.der; n.der != nil {
+			continue
+		}
+		if n.to.FullBytes, err = asn1.Marshal(n.name.ToRDNSequence()); err != nil {
 			return nil, err
 		}
-		n.to.FullBytes = der
 	}
 	body, err := asn1.Marshal(t)
 	if err != nil {
@@ -90,6 +94,7 @@ func (d *draft) digest(body []byte) ([]byte, crypto.SignerOpts) {
 type authority struct {
 	der  []byte
 	name pkix.Name
+	raw  []byte // its name, copied from a certificate byte by byte; nil: name
 	ski  []byte
 	key  *ecdsa.PrivateKey
 }

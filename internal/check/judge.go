@@ -26,6 +26,10 @@ func judge(c *Case, s *stage, o *DeviceOptions) (Verdict, string) {
 func judgeReject(c *Case, s *stage, o *DeviceOptions) (Verdict, string) {
 	leaked := s.leaked()
 	switch {
+	case leaked == "" && s.took && c.kind == rejectMCU && o.Profile == General:
+		return Warn, "it took this, and waited for the certificate: legitimate for a general client, outside the profile of a microcontroller"
+	case leaked == "" && s.took:
+		return Fail, "it took this, and waited for the certificate"
 	case leaked != "" && c.kind == rejectMCU && o.Profile == General:
 		return Warn, "it sent " + leaked + ": legitimate for a general client, outside the profile of a microcontroller"
 	case leaked != "" && c.kind == rejectDated && o.NoClock:

@@ -38,6 +38,10 @@ type stage struct {
 	ctx      context.Context
 	features []string
 	noClock  bool
+	profile  Profile
+	keepBack bool // the certificate is kept back
+	took     bool // it waited for the certificate that was kept back
+	relayed  bool // the real broker has answered it
 }
 
 // did is what an honest connection saw the client do.
@@ -61,7 +65,7 @@ func (s *stage) server() *tls13.Server {
 
 // shake plays a handshake and keeps what it learnt.
 func (s *stage) shake(v *tls13.Server) error {
-	p, err := v.Handshake(s.Conn)
+	p, err := s.held(v).Handshake(s.Conn)
 	s.p = p
 	return err
 }

@@ -24,7 +24,9 @@ import (
 
 // World is a throw-away fleet: two broker roots, the honest broker's leaf, and the
 // identity of the device under test. No key of a real fleet is ever in one: a false
-// broker's certificate that such a key had signed would be one for ever.
+// broker's certificate that such a key had signed would be one for ever. The roots bear
+// the names that a device of Hawser's demands of broker roots, so that it takes an anchor
+// set of theirs; their organization says "Hawser check".
 type World struct {
 	Domain string // the name that the client believes it talks to
 	rootA  *authority
@@ -36,6 +38,8 @@ type World struct {
 	broker    [][]byte // the honest chain: the leaf alone, directly under root A
 	deviceKey *ecdsa.PrivateKey
 	deviceDER []byte
+
+	upstream string // in the field: the real broker, which is the honest one
 }
 
 // NewWorld makes a world for one run.
@@ -45,7 +49,7 @@ func NewWorld(domain string) (*World, error) {
 	for _, ca := range []struct {
 		to   **authority
 		name string
-	}{{&w.rootA, "Check root A"}, {&w.rootB, "Check root B"}, {&w.clientCA, "Check device CA"}} {
+	}{{&w.rootA, "Hawser broker root A"}, {&w.rootB, "Hawser broker root B"}, {&w.clientCA, "Check device CA"}} {
 		if *ca.to, err = newAuthority(ca.name); err != nil {
 			return nil, err
 		}
@@ -90,6 +94,7 @@ func (a *authority) certify(issuer *authority, change func(*draft)) error {
 		a.ski = s[:20]
 	}
 	d := newDraft(issuer, a.name, spki)
+	d.copied.subject = a.raw
 	d.to = d.from.AddDate(10, 0, 0)
 	d.ext = []pkix.Extension{keyUsage(5, 6), basicConstraints(true, -1), subjectKey(a.ski)}
 	if issuer != a {
@@ -114,8 +119,10 @@ func under(issuer *authority, name string, change func(*draft)) (*authority, err
 
 func newDraft(issuer *authority, subject pkix.Name, spki []byte) *draft {
 	now := time.Now()
-	return &draft{serial: newSerial(), issuer: issuer.name, subject: subject, spki: spki,
+	d := &draft{serial: newSerial(), issuer: issuer.name, subject: subject, spki: spki,
 		from: now.Add(-time.Hour), to: now.AddDate(1, 0, 0), algorithm: oidECDSA(2), hash: crypto.SHA256}
+	d.copied.issuer = issuer.raw
+	return d
 }
 
 // leaf makes a broker's certificate under ca as the profile wants it; change spoils it.

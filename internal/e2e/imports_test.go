@@ -53,6 +53,8 @@ func TestImports(t *testing.T) {
 		"internal/factory/keyroom": leaves + "internal/factory internal/factory/probe internal/pki",
 		"internal/factory/bench":   leaves + "internal/factory internal/factory/keyroom internal/factory/probe internal/pki",
 		"internal/factory/probe":   leaves,
+		"internal/check/tls13":     "",
+		"internal/check":           leaves + "internal/check/tls13 internal/pki",
 	} {
 		ours, _ := imports(t, "hawser/"+pkg, "-deps")
 		for _, p := range ours {
