@@ -42,5 +42,8 @@ func TestCross(t *testing.T) {
 			alone[red[m][0]] = true
 		}
 	}
+	if len(alone) < 90 {
+		t.Errorf("only %d cases are the only one that turns some mutant red, want 90", len(alone))
+	}
 	t.Logf("%d cases are the only one that turns some mutant red", len(alone))
 }

@@ -185,7 +185,8 @@ a microcontroller. A case must turn each of the mutants in its row red: FAIL, or
 inconclusive where the provocation is silence; "flat-backoff" alone is a warn. %d cases have a mutant that is named for no
 other case. It is no full cross product: a mutant is held against the cases that it was
 made for, and "no-trust", "no-name", "no-verify", "any-issuer", "go" and "go-insecure"
-against more.
+against more. TestCross plays the cross product when CHECK_CROSS is set, which takes some
+minutes, and demands that 90 cases are the only one that turns some mutant red.
 
 This page is written by TestTable in internal/check, which fails when it is stale.
 `
