@@ -11,21 +11,19 @@ import (
 
 const checkHeading = "## Check your own device in ten minutes"
 
-// checkSection is the section of the README about the check, or the page that holds it.
+// checkSection is the section of the README about the check.
 func checkSection(t *testing.T, root string) string {
 	t.Helper()
-	for _, name := range []string{"README.md", "docs/readme-check.md"} {
-		text, err := os.ReadFile(filepath.Join(root, name))
-		if err != nil && !os.IsNotExist(err) {
-			t.Fatal(err)
-		}
-		if _, section, ok := strings.Cut(string(text), checkHeading); ok {
-			section, _, _ = strings.Cut(section, "\n## ")
-			return section
-		}
+	text, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no page has the section")
-	return ""
+	_, section, ok := strings.Cut(string(text), checkHeading)
+	if !ok {
+		t.Fatal("the README has no such section")
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	return section
 }
 
 // TestReadmeCheck runs the blocks of the section as printed there, but for the one that
