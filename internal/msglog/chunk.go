@@ -60,7 +60,7 @@ const (
 func (l *Log) loadChunks(ctx context.Context) error {
 	c := &chunker{l: l, open: make(map[string]*chunk), prev: make(map[string]uint64), pos: MakePos(l.first, 0)}
 	l.chunks = c
-	if l.hLast > 0 {
+	if l.hLast > 0 && l.hLast >= l.keep.wantHistory.Load() {
 		m, ok, err := l.store.get(ctx, l.names.history, l.hLast, "")
 		if err != nil {
 			return fmt.Errorf("last chunk of stream %s in %s: %w", l.names.history, l.cfg.where(), err)
@@ -242,9 +242,14 @@ func (c *chunker) writeSome(ctx context.Context) (int, error) {
 	return n, nil
 }
 
-// lookAgain follows a write that failed: it may be there all the same.
+// lookAgain follows a write that failed: it may be there all the same. A store that met
+// a write error counts what it could not write, and leaves it out after its restart: it
+// is asked then, when the next write meets another sequence than it expects.
 func (c *chunker) lookAgain(ctx context.Context) error {
 	clear(c.prev)
+	if c.l.store.sick.Load() {
+		return nil
+	}
 	in, err := c.l.store.info(ctx, c.l.names.history)
 	if err == nil {
 		c.setLast(in.State.LastSeq)

@@ -142,6 +142,7 @@ func (l *Log) afterRestart(ctx context.Context) error {
 		return fmt.Errorf("%w: stream %s in %s ends at frame %d, %d was the last written", ErrDamaged, l.names.log, l.cfg.Dir, last, known.Log.Last)
 	}
 	l.queues.setLast(infos[1].State.LastSeq)
+	raise(&l.keep.wantHistory, infos[3].State.FirstSeq)
 	return nil
 }
 
