@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 // patience is how long a script waits for what must come.
 const patience = 20 * time.Second
 
-// TestScripts runs testdata/script/*.txtar. Beside the commands of testscript:
+// TestScripts runs testdata/script/*.txtar with the test binary itself as hawser. Beside the commands of testscript:
 //
 //	code N PROGRAM ARG...       must end with exit code N
 //	await REGEXP PROGRAM ARG... again until standard output matches
@@ -38,14 +38,31 @@ const patience = 20 * time.Second
 //	device start DIR [json]     connects a device with the files in DIR to $PORT
 //	device stop DIR
 //	forge KIND BENCH OUT         a copy of the bench's journal with a unit that is wrong
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { runScripts(t, "testdata/script", "") }
+
+// TestScriptsOfTheSafe is TestScripts for those in which many passphrases are asked for.
+// They run a program that was built without the race detector, under which the scrypt of
+// one passphrase takes seconds; what they do is done by other tests with it.
+func TestScriptsOfTheSafe(t *testing.T) {
+	dir := t.TempDir()
+	if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "hawser"), ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	runScripts(t, "testdata/safe", dir)
+}
+
+// runScripts runs the scripts in dir; programs in first, if it is not "", come before others.
+func runScripts(t *testing.T, dir, first string) {
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		Setup: func(e *testscript.Env) error {
 			e.Values["servers"], e.Values["devices"] = map[string]*exec.Cmd{}, map[string]func(){}
+			if first != "" {
+				e.Setenv("PATH", first+string(filepath.ListSeparator)+e.Getenv("PATH"))
+			}
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
