@@ -98,6 +98,10 @@ func shell(t *testing.T, line string) string {
 	return string(out)
 }
 
+func demoEnd() *regexp.Regexp {
+	return regexp.MustCompile(`^demo: 5 devices, (\d+) messages acknowledged, (\d+) on disk, 5 commands answered$`)
+}
+
 // TestDemo: the closing line, with pairs that match; also of a second one beside it,
 // which has to take another port.
 func TestDemo(t *testing.T) {
@@ -108,8 +112,10 @@ func TestDemo(t *testing.T) {
 		ports[i] = runs[i].await("^broker ")
 	}
 	for _, r := range runs {
-		if got := r.await("^demo: "); got != "demo: 5 devices, 50 messages acknowledged, 50 on disk, 5 commands answered" {
-			t.Error(got)
+		// 5 devices, 5 a second, 2 s; a busy machine begins the last round too late.
+		m := demoEnd().FindStringSubmatch(r.await("^demo: "))
+		if m == nil || m[1] != m[2] || len(m[1]) != 2 {
+			t.Error(m)
 		}
 		r.end()
 	}
@@ -158,8 +164,7 @@ func TestDemoLines(t *testing.T) {
 	if err := r.cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
-	m := regexp.MustCompile(`^demo: 5 devices, (\d+) messages acknowledged, (\d+) on disk, 5 commands answered$`).
-		FindStringSubmatch(r.await("^demo: "))
+	m := demoEnd().FindStringSubmatch(r.await("^demo: "))
 	if m == nil || m[1] != m[2] || m[1] == "0" {
 		t.Error(m)
 	}
