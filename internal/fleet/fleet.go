@@ -235,25 +235,26 @@ func (l *Layout) LoadBrokerLeaf(domain string, now time.Time) (*tls.Certificate,
 	return &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}, nil
 }
 
+// overtaken is how often a reader of a pair looks again: whoever installs one may come to
+// a rename between any two reads, and to the next one after that.
+const overtaken = 10
+
 // brokerPair reads key and certificate of a domain. Between the two renames of
 // InstallBrokerLeaf (a crash, or another process that is at it right now) the new
 // key stands with the old certificate, and the new certificate beside it: then the
 // second rename is made here.
 func (l *Layout) brokerPair(domain string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
-	cert, key, err := l.readBrokerPair(domain)
-	if err != nil || key.PublicKey.Equal(cert.PublicKey) {
-		return cert, key, err
+	for range overtaken {
+		cert, key, err := l.readBrokerPair(domain)
+		if err != nil || key.PublicKey.Equal(cert.PublicKey) {
+			return cert, key, err
+		}
+		next, err := l.readBrokerCert(l.nextCert(domain), domain)
+		if err == nil && key.PublicKey.Equal(next.PublicKey) {
+			return next, key, l.finishInstall(domain)
+		}
 	}
-	next, err := l.readBrokerCert(l.nextCert(domain), domain)
-	if err == nil && key.PublicKey.Equal(next.PublicKey) {
-		return next, key, l.finishInstall(domain)
-	}
-	// The other process may have come to its second rename since the certificate was read.
-	cert, key, err = l.readBrokerPair(domain)
-	if err == nil && !key.PublicKey.Equal(cert.PublicKey) {
-		return nil, nil, fmt.Errorf("%s does not belong to %s\n%s", l.BrokerKeyPath(domain), l.BrokerCertPath(domain), restoreHint)
-	}
-	return cert, key, err
+	return nil, nil, fmt.Errorf("%s does not belong to %s\n%s", l.BrokerKeyPath(domain), l.BrokerCertPath(domain), restoreHint)
 }
 
 func (l *Layout) readBrokerPair(domain string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
