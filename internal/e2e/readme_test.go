@@ -50,8 +50,7 @@ func (s *tour) rewrite(block string) string {
 func (s *tour) command(script string) *exec.Cmd {
 	cmd := exec.CommandContext(s.t.Context(), "bash", "-euo", "pipefail", "-c", s.rewrite(script))
 	cmd.Dir = s.dir
-	cmd.Env = append(os.Environ(), "HOME="+filepath.Join(s.dir, "home"), "GOCACHE="+s.cache[0], "GOMODCACHE="+s.cache[1],
-		"GOFLAGS=-trimpath") // the copies of the tree share what is built
+	cmd.Env = append(os.Environ(), "HOME="+filepath.Join(s.dir, "home"), "GOCACHE="+s.cache[0], "GOMODCACHE="+s.cache[1])
 	return cmd
 }
 
