@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"hawser/internal/durable"
@@ -42,13 +41,13 @@ func (r *runner) journal(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, r.Hawser, "factory", "import", path, "--dir", f.dir)
 	cmd.Stderr = r.Log
 	start := time.Now()
-	if err := cmd.Run(); err != nil {
+	peak, err := runPeak(cmd)
+	if err != nil {
 		return fmt.Errorf("factory import: %w", err)
 	}
 	took := time.Since(start).Seconds()
 	r.report.add(fmt.Sprintf("journal: import of %d units, per second, durable", units), "1/s", []float64{float64(units) / took}, atLeast(2000))
-	peak := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss
-	r.report.add("journal: peak memory of that process", "MiB", []float64{float64(peak) / 1024}, nil)
+	r.report.add("journal: peak memory of that process", "MiB", []float64{peak / (1 << 20)}, nil)
 	return nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
-	"syscall"
 	"time"
 
 	"hawser/internal/fleet"
@@ -26,7 +25,8 @@ func (r *runner) rollover(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, r.Hawser, "ca", "rollover", "start", "--generation", "--dir", f.dir)
 	cmd.Stderr = r.Log
 	start := time.Now()
-	if err := cmd.Run(); err != nil {
+	peak, err := runPeak(cmd)
+	if err != nil {
 		return fmt.Errorf("ca rollover start: %w", err)
 	}
 	took := time.Since(start).Seconds()
@@ -39,7 +39,6 @@ func (r *runner) rollover(ctx context.Context) error {
 	}
 	r.report.add(fmt.Sprintf("rollover: sign and import %d CSRs", r.Known), "s", []float64{took}, atMost(60))
 	r.report.add("rollover: that per second, durable", "1/s", []float64{float64(r.Known) / took}, atLeast(2000))
-	peak := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss
-	r.report.add("rollover: peak memory of that process", "MiB", []float64{float64(peak) / 1024}, nil)
+	r.report.add("rollover: peak memory of that process", "MiB", []float64{peak / (1 << 20)}, nil)
 	return nil
 }
