@@ -49,7 +49,22 @@ func newCredentials(der []byte, key *ecdsa.PrivateKey) (*Credentials, error) {
 	if !key.PublicKey.Equal(cert.PublicKey) {
 		return nil, fmt.Errorf("the key does not belong to the certificate of %q", cert.Subject.CommonName)
 	}
+	if err := checkName(cert.Subject.CommonName); err != nil {
+		return nil, err
+	}
 	return &Credentials{DER: der, Key: key, Name: cert.Subject.CommonName, cert: cert}, nil
+}
+
+// checkName refuses what a certificate may be called and a shell or a topic would read as
+// more than a name: it goes into both.
+func checkName(cn string) error {
+	ok := func(r rune) bool {
+		return r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' || r == '-' || r == '_' || r == '.' || r == ':'
+	}
+	if cn == "" || len(cn) > 64 || cn[0] == '-' || strings.ContainsFunc(cn, func(r rune) bool { return !ok(r) }) {
+		return fmt.Errorf("the certificate's name %q is not 1 to 64 letters, digits and -_.:", cn)
+	}
+	return nil
 }
 
 // BrokerOptions say which broker is tried, and with whose certificates. Two devices of
