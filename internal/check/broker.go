@@ -62,7 +62,7 @@ func checkName(cn string) error {
 		return r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' || r == '-' || r == '_' || r == '.' || r == ':'
 	}
 	if cn == "" || len(cn) > 64 || cn[0] == '-' || strings.ContainsFunc(cn, func(r rune) bool { return !ok(r) }) {
-		return fmt.Errorf("the certificate's name %q is not 1 to 64 letters, digits and -_.:", cn)
+		return fmt.Errorf("the certificate is called %q: a name is 1 to 64 of letters, digits, - _ . and colons", cn)
 	}
 	return nil
 }
