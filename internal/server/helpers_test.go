@@ -260,6 +260,13 @@ type client struct {
 	t    *testing.T
 	conn *tls.Conn
 	buf  []byte
+	held []published // came before an answer
+}
+
+// published is a PUBLISH as it came.
+type published struct {
+	flags byte
+	body  []byte
 }
 
 // dial connects up to CONNACK; an error says why none came.
@@ -314,8 +321,18 @@ func (c *client) send(packet []byte) {
 	}
 }
 
-// next reads one packet.
+// next gives the packet held longest, or reads one.
 func (c *client) next() (typ mqtt.Type, flags byte, body []byte, err error) {
+	if len(c.held) > 0 {
+		p := c.held[0]
+		c.held = c.held[1:]
+		return mqtt.PUBLISH, p.flags, p.body, nil
+	}
+	return c.read()
+}
+
+// read reads one packet.
+func (c *client) read() (typ mqtt.Type, flags byte, body []byte, err error) {
 	if err := c.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		return 0, 0, nil, err
 	}
@@ -348,18 +365,35 @@ func (c *client) want(want mqtt.Type) (flags byte, body []byte) {
 	return flags, body
 }
 
+// answer reads the packet of a type that answers what was sent. A PUBLISH may come at any
+// time, also before it (MQTT 5.0 4.6 orders no such pair): it is held for next.
+func (c *client) answer(want mqtt.Type) (body []byte) {
+	c.t.Helper()
+	for {
+		typ, flags, body, err := c.read()
+		switch {
+		case err == nil && typ == want:
+			return body
+		case err == nil && typ == mqtt.PUBLISH:
+			c.held = append(c.held, published{flags: flags, body: body})
+		default:
+			c.t.Fatalf("got %v, %v; want %v", typ, err, want)
+		}
+	}
+}
+
 // ping shows that the connection stands.
 func (c *client) ping() {
 	c.t.Helper()
 	c.send([]byte{byte(mqtt.PINGREQ) << 4, 0})
-	c.want(mqtt.PINGRESP)
+	c.answer(mqtt.PINGRESP)
 }
 
 // subscribe gives the answer of the SUBACK.
 func (c *client) subscribe(filter string) mqtt.ReasonCode {
 	c.t.Helper()
 	c.send((&mqtt.Subscribe{PacketID: 1, Filters: []mqtt.Subscription{{Filter: filter, QoS: 1}}}).Append(nil, mqtt.V5))
-	_, body := c.want(mqtt.SUBACK)
+	body := c.answer(mqtt.SUBACK)
 	return mqtt.ReasonCode(body[len(body)-1])
 }
 
@@ -367,7 +401,7 @@ func (c *client) subscribe(filter string) mqtt.ReasonCode {
 func (c *client) publish(topic, payload string) mqtt.ReasonCode {
 	c.t.Helper()
 	c.send((&mqtt.Publish{Topic: []byte(topic), Payload: []byte(payload), QoS: 1, PacketID: 7}).Append(nil, mqtt.V5))
-	_, body := c.want(mqtt.PUBACK)
+	body := c.answer(mqtt.PUBACK)
 	if len(body) < 3 {
 		return mqtt.Success
 	}
