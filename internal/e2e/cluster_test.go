@@ -159,6 +159,18 @@ func (c *cluster) leader(nc *nats.Conn, stream string) (leader int) {
 	return leader
 }
 
+// held waits until the lease is held: while its stream had no leader it could not be
+// renewed, and one that ran out is the next server's to take.
+func (c *cluster) held(nc *nats.Conn, stream string) {
+	c.t.Helper()
+	c.leader(nc, stream)
+	until(c.t, "the lease to be renewed", func() bool {
+		m, err := nc.Request("$JS.API.STREAM.INFO."+stream, nil, time.Second)
+		var in natsd.JSApiStreamInfoResponse
+		return err == nil && json.Unmarshal(m.Data, &in) == nil && in.StreamInfo != nil && in.State.Msgs == 1
+	})
+}
+
 // TestThreeNodeLog: the log in a cluster of three, whose leader is killed twelve times
 // during ingest. Nothing acknowledged is lost, and a second server is refused.
 func TestThreeNodeLog(t *testing.T) {
@@ -215,6 +227,7 @@ func TestThreeNodeLog(t *testing.T) {
 		c.start(leader)
 	}
 	c.leader(nc, stream)
+	c.held(nc, "HW_"+f.id()+"_LEASE")
 	other.refused("another server uses this fleet's log")
 	close(stop)
 	checkBeforeStop(t, s, f, p, &wg)

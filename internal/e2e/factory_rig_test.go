@@ -41,7 +41,6 @@ type station struct {
 // newStation sets up a trial fleet and a trial bench with n ids of it.
 func newStation(t testing.TB, n int, more ...string) *station {
 	t.Helper()
-	t.Setenv("GORACE", "halt_on_error=1 exitcode=66 atexit_sleep_ms=0") // a process for each key need not wait at its end
 	s := &station{t, newFleet(t), filepath.Join(t.TempDir(), "bench"), unusedPort(t)}
 	s.do(append([]string{"init", "--station", "line1", "--trial", "--probe", s.probe(), "--class", "sensor-a", "--hardware", "3"}, more...)...)
 	block := s.fleet.path("..", "line1.block")

@@ -38,6 +38,8 @@ func TestMain(m *testing.M) {
 	if nth, err := strconv.Atoi(os.Getenv("HAWSER_E2E_POWER_CUT")); err == nil {
 		exitOn(powerCut(nth, os.Args[1:]))
 	}
+	// A program that ends need not linger a second for races of its last moment, as it does by default.
+	os.Setenv("GORACE", "halt_on_error=1 exitcode=66 atexit_sleep_ms=0")
 	dir, err := os.MkdirTemp("", "hawser-e2e-")
 	exitOn2(err)
 	hawser = filepath.Join(dir, "hawser")
@@ -273,7 +275,6 @@ func (f *fleet) launch(wrapper ...string) *server {
 	argv := append(wrapper, hawser, "serve", "--dir", f.dir, "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
 	s := &server{t: f.t, f: f, cmd: exec.Command(argv[0], argv[1:]...), log: newLines(), ended: make(chan struct{})}
 	s.cmd.Stderr = s.log
-	s.cmd.Env = append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66")
 	out := newLines()
 	s.cmd.Stdout = out
 	if err := s.cmd.Start(); err != nil {

@@ -305,11 +305,20 @@ func openLog(ctx context.Context, l *fleet.Layout, r *registry.Registry, log *sl
 	case errors.Is(err, msglog.ErrDamaged), errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%w\n%s", err, restore)
 	case errors.Is(err, msglog.ErrLeased):
-		return nil, fmt.Errorf("%w\nhint: stop that server first; its lease ends by itself soon after it has died", err)
+		return nil, leased(err)
 	case err != nil:
 		return nil, fmt.Errorf("open the log: %w%s", err, clusterHint(l.Config))
 	}
 	return m, nil
+}
+
+// leased adds what helps against msglog.ErrLeased, which the log says when it is opened or,
+// when the other server's lease has just run out, at our first frame.
+func leased(err error) error {
+	if !errors.Is(err, msglog.ErrLeased) {
+		return err
+	}
+	return fmt.Errorf("%w\nhint: stop that server first; its lease ends by itself soon after it has died", err)
 }
 
 // clusterHint is what helps when an outside log is not reached.

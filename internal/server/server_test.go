@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -14,6 +16,7 @@ import (
 	"hawser/internal/admin"
 	"hawser/internal/fleet"
 	"hawser/internal/mqtt"
+	"hawser/internal/msglog"
 	"hawser/internal/registry"
 )
 
@@ -420,4 +423,15 @@ func TestReleasedDeviceComesBack(t *testing.T) {
 	}
 	set(registry.DeviceActive)
 	r.connect(cert, "ABCD1234").ping()
+}
+
+// TestLeasedIsHelped: also when the log finds the other server at our first frame.
+func TestLeasedIsHelped(t *testing.T) {
+	err := leased(fmt.Errorf("write: %w", fmt.Errorf("%w: %w", msglog.ErrUnavailable, msglog.ErrLeased)))
+	if !errors.Is(err, msglog.ErrLeased) || !strings.Contains(err.Error(), "\nhint: stop that server first") {
+		t.Errorf("got %v", err)
+	}
+	if err := leased(io.EOF); err != io.EOF {
+		t.Errorf("another error became %v", err)
+	}
 }

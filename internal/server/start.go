@@ -90,7 +90,7 @@ func (s *Server) announceStart(ctx context.Context) error {
 	r := msglog.Record{Kind: msglog.KindStart, From: identity.TheServer(), Payload: payload,
 		Owner: storedFunc(func(err error) { done <- err })}
 	if err := s.mlog.Append(&r); err != nil {
-		return fmt.Errorf("write the start into the log: %w", err)
+		return leased(fmt.Errorf("write the start into the log: %w", err))
 	}
 	select {
 	case err = <-done:
@@ -98,7 +98,7 @@ func (s *Server) announceStart(ctx context.Context) error {
 		err = ctx.Err()
 	}
 	if err != nil {
-		return fmt.Errorf("write the start into the log: %w", err)
+		return leased(fmt.Errorf("write the start into the log: %w", err))
 	}
 	return nil
 }
