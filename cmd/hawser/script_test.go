@@ -43,32 +43,15 @@ const patience = 20 * time.Second
 //	device start DIR [json]     connects a device with the files in DIR to $PORT
 //	device stop DIR
 //	forge KIND BENCH OUT         a copy of the bench's journal with a unit that is wrong
-func TestScripts(t *testing.T) { runScripts(t, "testdata/script", "") }
-
-// TestScriptsOfTheSafe is TestScripts for those in which many passphrases are asked for.
-// They run a program that was built without the race detector, under which the scrypt of
-// one passphrase takes seconds; what they do is done by other tests with it.
-func TestScriptsOfTheSafe(t *testing.T) {
-	dir := t.TempDir()
-	if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "hawser"), ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	runScripts(t, "testdata/safe", dir)
-}
-
-// runScripts runs the scripts in dir; programs in first, if it is not "", come before others.
-func runScripts(t *testing.T, dir, first string) {
+func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir:                 dir,
+		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		Setup: func(e *testscript.Env) error {
 			e.Values["servers"], e.Values["devices"] = map[string]*exec.Cmd{}, map[string]func(){}
 			e.Setenv("GORACE", raceless)
-			if first != "" {
-				e.Setenv("PATH", first+string(filepath.ListSeparator)+e.Getenv("PATH"))
-			}
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){

@@ -87,6 +87,7 @@ func textOf(t *testing.T, m admin.Message) string {
 // was acknowledged before the backup began is there; sessions, queues and retained
 // messages are what the restored log says; and the devices come back.
 func TestBackupDrill(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	f.fast()
 	f.configure("queue_messages = 1000", "queue_messages = 100000")
@@ -228,6 +229,7 @@ func entries(t *testing.T, dir string) (names []string) {
 
 // TestBackupBadDays: what is wrong is refused whole, and leaves nothing.
 func TestBackupBadDays(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	f.device("A0000001")
 	work := t.TempDir()
@@ -317,6 +319,7 @@ func TestBackupFullDisk(t *testing.T) {
 // leaves no backup under its name and no fleet under its, or whole ones; and the next
 // try succeeds.
 func TestBackupKilled(t *testing.T) {
+	t.Parallel()
 	needTools(t, "strace")
 	f := newFleet(t)
 	f.device("A0000001")

@@ -175,6 +175,7 @@ func plainLines(text string) (out []string) {
 
 // TestMissingFilesAreNamed: what is missing is named and not made anew.
 func TestMissingFilesAreNamed(t *testing.T) {
+	t.Parallel()
 	whole := storied(t)
 	for _, c := range []struct {
 		name  string
@@ -214,6 +215,7 @@ func TestMissingFilesAreNamed(t *testing.T) {
 
 // TestRegistryIsNamed: a registry that is not what was written is refused.
 func TestRegistryIsNamed(t *testing.T) {
+	t.Parallel()
 	whole := storied(t)
 	for name, damage := range map[string]func([]byte) []byte{
 		"empty":              func([]byte) []byte { return nil },
@@ -246,6 +248,7 @@ func TestRegistryIsNamed(t *testing.T) {
 // TestFlippedBit: one bit anywhere in a block of the log is either named, at start or when
 // it is read, or it changes nothing that can be seen.
 func TestFlippedBit(t *testing.T) {
+	t.Parallel()
 	whole := storied(t)
 	want := whole.copyOf(t).look()
 	if want.damage != "" || want.queued != waiting || want.retained != retained || len(want.text) < 100_000 {
@@ -277,6 +280,7 @@ func TestFlippedBit(t *testing.T) {
 // TestFlippedHeader: the store believes what the header of a record says before it looks at
 // the checksum. A flipped sequence must not make it count to the end of the world.
 func TestFlippedHeader(t *testing.T) {
+	t.Parallel()
 	whole := storied(t)
 	for _, stream := range []string{"LOG", "Q"} {
 		t.Run(stream, func(t *testing.T) {

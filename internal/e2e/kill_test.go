@@ -191,6 +191,7 @@ func (w *worker) end() {
 // acknowledged is in the log, once at QoS 2; every command ran at most once and its
 // outcome is told.
 func TestKilledTwentyTimes(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	f.fast()
 	acks := make(chan struct{}, 1<<20)

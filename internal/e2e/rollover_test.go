@@ -95,8 +95,10 @@ func oneEach(t *testing.T, f *fleet, n int) {
 // TestRolloverIsKilled: a rollover that is killed again and again goes on each time where it
 // was, at once in a trial fleet, and by files.
 func TestRolloverIsKilled(t *testing.T) {
+	t.Parallel()
 	const devices = 2200
 	t.Run("at once", func(t *testing.T) {
+		t.Parallel()
 		f := newFleet(t)
 		enrolled(t, f, devices)
 		kills := killOften(t, never, "ca", "rollover", "start", "--generation", "--dir", f.dir)
@@ -104,6 +106,7 @@ func TestRolloverIsKilled(t *testing.T) {
 		oneEach(t, f, devices)
 	})
 	t.Run("by files", func(t *testing.T) {
+		t.Parallel()
 		f := newFleet(t)
 		enrolled(t, f, devices)
 		toProduction(t, f)

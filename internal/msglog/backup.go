@@ -337,6 +337,15 @@ func (s *store) sendChunk(ctx context.Context, subject string, data []byte) erro
 	ctx, cancel := context.WithTimeout(ctx, restoreWait)
 	defer cancel()
 	m, err := nc.RequestWithContext(ctx, subject, data)
+	for try := 0; errors.Is(err, nats.ErrNoResponders) && s.cfg.NATSURL != "" && try < 100; try++ {
+		// Nobody got the chunk: our server has not heard yet that another one listens.
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(settleFor / 100):
+		}
+		m, err = nc.RequestWithContext(ctx, subject, data)
+	}
 	if err != nil || len(m.Data) == 0 {
 		return err
 	}
