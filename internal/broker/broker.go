@@ -116,6 +116,7 @@ type Broker struct {
 	dir     *directory
 	slots   chan struct{}
 	now     func() time.Time
+	born    time.Time // from here connections count their deadlines, in 8 bytes instead of 24
 	addrs   addresses
 	buffers sync.Pool
 	stats   Stats
@@ -167,7 +168,7 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	}
 	b := &Broker{
 		cfg: cfg, log: cfg.Logger, dir: newDirectory(cfg.Limits),
-		slots: make(chan struct{}, cfg.Limits.Handshakes), now: time.Now,
+		slots: make(chan struct{}, cfg.Limits.Handshakes), now: time.Now, born: time.Now(),
 		addrs:    addresses{rate: cfg.Limits.AddressRate, burst: float64(cfg.Limits.AddressBurst), seen: make(map[netip.Addr]bucket)},
 		sessions: make(map[registry.SessionKey]*session), devices: make(map[identity.ID]*session),
 		perMember: make(map[*member]int), groups: make(map[groupKey]*group), retained: newRetained(),
