@@ -21,7 +21,7 @@ type Limits struct {
 
 	MaxPacket    int           // bytes of one MQTT packet
 	MaxExpiry    uint32        // seconds a session is kept without a connection
-	WriteTimeout time.Duration // a client that takes nothing for so long is closed
+	WriteTimeout time.Duration // a client that takes nothing for so long, or up to a quarter more, is closed
 	ConnIntake   int           // publishes of one connection that wait for the log
 	TopicAliases uint16        // a client may set
 }

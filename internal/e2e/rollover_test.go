@@ -103,6 +103,9 @@ func TestRolloverIsKilled(t *testing.T) {
 		enrolled(t, f, devices)
 		kills := killOften(t, never, "ca", "rollover", "start", "--generation", "--dir", f.dir)
 		t.Logf("killed %d times", kills)
+		if kills < 3 {
+			t.Errorf("it was killed %d times only, hardly in the middle", kills)
+		}
 		oneEach(t, f, devices)
 	})
 	t.Run("by files", func(t *testing.T) {
@@ -116,6 +119,9 @@ func TestRolloverIsKilled(t *testing.T) {
 		kills := killOften(t, func() bool { return there(result) }, "ca", "sign", request, "--ca", f.path("ca-a"), "--out", result)
 		kills += killOften(t, func() bool { return !there(request) }, "ca", "import", result, "--dir", f.dir)
 		t.Logf("killed %d times", kills)
+		if kills < 3 {
+			t.Errorf("it was killed %d times only, hardly in the middle", kills)
+		}
 		oneEach(t, f, devices)
 	})
 }

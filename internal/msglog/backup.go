@@ -328,6 +328,9 @@ func (s *store) restoreStream(ctx context.Context, name string, config any, r io
 // restoreWait bounds one answer; the last one comes when all is stored.
 const restoreWait = 2 * time.Minute
 
+// unheardPause is how long a chunk that nobody got waits for its next try.
+const unheardPause = 300 * time.Millisecond
+
 // sendChunk waits for the answer: that to the last, empty one tells how it went.
 func (s *store) sendChunk(ctx context.Context, subject string, data []byte) error {
 	nc, err := s.conn()
@@ -337,12 +340,12 @@ func (s *store) sendChunk(ctx context.Context, subject string, data []byte) erro
 	ctx, cancel := context.WithTimeout(ctx, restoreWait)
 	defer cancel()
 	m, err := nc.RequestWithContext(ctx, subject, data)
-	for try := 0; errors.Is(err, nats.ErrNoResponders) && s.cfg.NATSURL != "" && try < 100; try++ {
+	for deadline := time.Now().Add(settleFor); errors.Is(err, nats.ErrNoResponders) && s.cfg.NATSURL != "" && time.Now().Before(deadline); {
 		// Nobody got the chunk: our server has not heard yet that another one listens.
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(settleFor / 100):
+		case <-time.After(unheardPause):
 		}
 		m, err = nc.RequestWithContext(ctx, subject, data)
 	}

@@ -12,6 +12,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	natsd "github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 )
 
 // backUp copies a log to dir. meanwhile is called between the queues and the frames.
@@ -321,5 +324,42 @@ func TestRetentionRestsDuringABackup(t *testing.T) {
 	again := open(t, cfg, State{}, Hooks{})
 	if n := len(readAll(t, again, 0)); n != 30 || again.First().Frame() != 1 {
 		t.Errorf("%d records from frame %d are restored", n, again.First().Frame())
+	}
+}
+
+// TestChunkWaitsForItsListener: a restore's first chunk can come before the interest of the
+// server that takes it, which is another one of the cluster.
+func TestChunkWaitsForItsListener(t *testing.T) {
+	t.Parallel()
+	srv, err := natsd.NewServer(&natsd.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	defer srv.Shutdown()
+	eventually(t, "the server", func() bool { return srv.Addr() != nil })
+	cfg := Config{NATSURL: srv.ClientURL(), Logger: testLogger(t)}
+	s := &store{cfg: &cfg, logger: &natsLogger{log: cfg.Logger}}
+	if err := s.connect(); err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	sent := make(chan error, 1)
+	go func() { sent <- s.sendChunk(t.Context(), "restore", []byte("chunk")) }()
+	eventually(t, "a chunk that nobody gets", func() bool { v, err := srv.Varz(nil); return err == nil && v.InMsgs > 0 })
+	nc, err := nats.Connect(srv.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	got := make(chan string, 1)
+	if _, err := nc.Subscribe("restore", func(m *nats.Msg) { got <- string(m.Data); _ = m.Respond(nil) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	if chunk := <-got; chunk != "chunk" {
+		t.Errorf("got %q", chunk)
 	}
 }

@@ -100,14 +100,7 @@ func (c *committer) wait() {
 		return
 	}
 	had := 0
-	for step := 1; step <= c.gather; step++ {
-		c.timer.Reset(gatherStep)
-		select {
-		case <-c.timer.C:
-		case <-in.full:
-			c.timer.Stop()
-			step = c.gather
-		}
+	for step := 1; step <= c.gather && !c.fullWithin(gatherStep); step++ {
 		have := in.gathered()
 		if step > 1 && have == had || have >= enough {
 			break
@@ -115,6 +108,18 @@ func (c *committer) wait() {
 		had = have
 	}
 	c.gather = 0 // the next call of next takes at once; commit sets it again
+}
+
+// fullWithin waits, and reports whether a batch was full (or the intake closed) before.
+func (c *committer) fullWithin(d time.Duration) bool {
+	c.timer.Reset(d)
+	select {
+	case <-c.timer.C:
+		return false
+	case <-c.l.in.full:
+		c.timer.Stop()
+		return true
+	}
 }
 
 // gathered is the number of records in the frame under construction.
