@@ -127,8 +127,7 @@ func (tx *Tx) reserveBlock(actor string, b *Block, count int, avoid map[identity
 		if avoid[id] {
 			continue
 		}
-		got, err := tx.execN(`INSERT INTO reserved_ids (id, block, state) SELECT ?, ?, 'free'
-			WHERE NOT EXISTS (SELECT 1 FROM devices WHERE id = ?) ON CONFLICT (id) DO NOTHING`, int64(id), b.ID[:], int64(id))
+		got, err := tx.reserve(id, b)
 		if err != nil {
 			return err
 		}
@@ -195,8 +194,7 @@ func (tx *Tx) AdoptBlock(actor string, b *Block, c StationCertificate) error {
 		return fmt.Errorf("block %x: %w", b.ID, ErrExists)
 	}
 	for _, id := range b.IDs {
-		n, err := tx.execN(`INSERT INTO reserved_ids (id, block, state) SELECT ?, ?, 'free'
-			WHERE NOT EXISTS (SELECT 1 FROM devices WHERE id = ?) ON CONFLICT (id) DO NOTHING`, int64(id), b.ID[:], int64(id))
+		n, err := tx.reserve(id, b)
 		if err != nil {
 			return err
 		}
@@ -281,4 +279,10 @@ func (r *Registry) Reserved(ctx context.Context, id identity.ID) (station string
 		return "", nil
 	}
 	return station, err
+}
+
+// reserve gives an id to a block, and 0 if it is a device's or reserved already.
+func (tx *Tx) reserve(id identity.ID, b *Block) (n int64, err error) {
+	return tx.execN(`INSERT INTO reserved_ids (id, block, state) SELECT ?, ?, 'free'
+		WHERE NOT EXISTS (SELECT 1 FROM devices WHERE id = ?) ON CONFLICT (id) DO NOTHING`, int64(id), b.ID[:], int64(id))
 }

@@ -212,6 +212,21 @@ func TestReserveAvoidsDevices(t *testing.T) {
 	}
 }
 
+// A block that is made known again takes no id from a device or another block.
+func TestAdoptAvoidsDevices(t *testing.T) {
+	r := newRegistry(t, Options{})
+	must(t, r, enrol(7))
+	must(t, r, func(tx *Tx) error { return tx.RegisterStation("test", "line1", []byte{1}, keyOf(1)) })
+	adopt := func(block byte, ids ...identity.ID) func(*Tx) error {
+		b := Block{ID: [16]byte{block}, Station: "line1", Expires: time.Now(), IDs: ids}
+		return func(tx *Tx) error { return tx.AdoptBlock("test", &b, stationCert("line1", 1)) }
+	}
+	refused(t, r, ErrExists, adopt(1, 6, 7))
+	must(t, r, adopt(1, 6, 8))
+	refused(t, r, ErrExists, adopt(2, 8, 9))
+	must(t, r, adopt(2, 9))
+}
+
 // The key that a station was certified with is its key, until it is renewed.
 func TestStationKey(t *testing.T) {
 	r := newRegistry(t, Options{})
